@@ -1,0 +1,49 @@
+"""Messages between the processes of a machine over shared memory: one stateless Socket, many processes."""
+
+from __future__ import annotations
+
+from .connector import Dialer, Listener, Pipe
+from .errors import (
+    AddressInUse,
+    BadAddress,
+    BadMessage,
+    BadOption,
+    BadTransport,
+    BrokenPath,
+    Closed,
+    ConnectionRefused,
+    ContentTooLong,
+    Error,
+    MessageDropped,
+    NotSupported,
+    OutOfSharedMemory,
+    Timeout,
+)
+from .message import Message
+from .names import clean
+from .socket import Socket
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AddressInUse",
+    "BadAddress",
+    "BadMessage",
+    "BadOption",
+    "BadTransport",
+    "BrokenPath",
+    "Closed",
+    "ConnectionRefused",
+    "ContentTooLong",
+    "Dialer",
+    "Error",
+    "Listener",
+    "Message",
+    "MessageDropped",
+    "NotSupported",
+    "OutOfSharedMemory",
+    "Pipe",
+    "Socket",
+    "Timeout",
+    "clean",
+]

@@ -1,0 +1,167 @@
+"""The background thread: one per process, started when somebody first needs it.
+
+It accepts and makes connections, notices their end, and runs timers. Messages between processes of this machine never
+pass through it. Everything it calls must return soon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger("multisocket")
+
+
+class Timer:
+    """A call that is due at some time, until it is cancelled."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """The call is not made; nothing happens if it has been."""
+        self._call = None
+
+    def fire(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+
+
+class Background:
+    """The thread with what it waits for."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._woken = socket.socketpair()
+        self._wake.setblocking(False)
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._drain_wakes)
+        self._soon: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._watched: set[socket.socket] = set()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="multisocket", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_current_thread(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Has it called in the thread, soon."""
+        self._soon.append(function)
+        with contextlib.suppress(OSError):  # full: it wakes anyway
+            self._wake.send(b"\0")
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
+        """Has it called in the thread after ``delay`` seconds."""
+        timer = Timer(function)
+        due = (time.monotonic() + delay, next(self._order), timer)
+        self.call(lambda: heapq.heappush(self._timers, due))
+        return timer
+
+    # In the thread only:
+
+    def watch(self, connection: socket.socket, on_readable: Callable[[], None]) -> None:
+        """Calls ``on_readable`` whenever there is something to read, or the end of it."""
+        self._watched.add(connection)
+        self._selector.register(connection, selectors.EVENT_READ, on_readable)
+
+    def unwatch(self, connection: socket.socket) -> None:
+        """Takes back :meth:`watch`; nothing happens if it was not watched."""
+        self._watched.discard(connection)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for key, _ in self._selector.select(self._until_next_timer()):
+                _guarded(key.data)
+            while self._soon:
+                _guarded(self._soon.popleft())
+            self._fire_timers()
+
+    def _until_next_timer(self) -> float | None:
+        if self._soon:
+            return 0
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _fire_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _guarded(heapq.heappop(self._timers)[2].fire)
+
+    def _drain_wakes(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(4096)
+
+    def stop(self) -> None:
+        """Ends the thread; waits for it."""
+        self._stopping = True
+        self.call(lambda: None)
+        if not self.is_current_thread:
+            self._thread.join(5.0)
+
+    def abandon(self) -> None:
+        """In a forked child: the thread is the parent's. Gives up the copies of its descriptors, without a word to the
+        other ends: a peer must see the parent's death although the child lives on."""
+        for connection in [*self._watched, self._wake, self._woken]:
+            with contextlib.suppress(OSError):
+                os.close(connection.detach())
+        self._selector.close()
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        log.exception("an error in the background thread")
+
+
+_current: Background | None = None
+_lock = threading.Lock()
+
+
+def background() -> Background:
+    """The thread of this process; it is started now if there is none."""
+    global _current
+    with _lock:
+        if _current is None:
+            _current = Background()
+        return _current
+
+
+def stop() -> None:
+    """Ends the thread, if there is one."""
+    global _current
+    with _lock:
+        current, _current = _current, None
+    if current is not None:
+        current.stop()
+
+
+def is_background_thread() -> bool:
+    """Whether the caller runs in the thread, and so must not wait for it."""
+    return _current is not None and _current.is_current_thread
+
+
+def _after_fork() -> None:
+    global _current, _lock
+    _lock = threading.Lock()
+    current, _current = _current, None
+    if current is not None:
+        current.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,415 @@
+"""The connector of a Socket: its listeners, dialers and pipes.
+
+It lives in the process that made the Socket. A transport makes the connection and says hello; the connector gives the
+pipe its id, opens it in the Socket's pipe table, and hears from the transport when the connection has ended.
+
+No lock of a connector is held while something of another one, or of the user, is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import names, transport
+from .address import Address, parse
+from .background import Timer, background, is_background_thread
+from .errors import BadAddress, BadMessage, Closed, ConnectionRefused, Error, NotSupported, Timeout
+from .options import DIALER, LISTENER, from_address, resolve
+from .shm import Endpoint, Segment
+from .transport.hello import Hello, Link
+
+log = logging.getLogger("multisocket")
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds for a peer to say hello."""
+
+# How soon messages that found no room are tried again, seconds.
+_RESEND_TIME = 0.01
+
+# After a peer died, its process may take this long to be gone for good, seconds.
+_BURIAL_TIMES = (0.05, 0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Pipe:
+    """A connection to one peer.
+
+    :param id: of the pipe in this Socket: how ``close_pipe`` and paths call it.
+    :param address: that was dialed or listened on, without options.
+    :param dialed: whether this side has dialed.
+    :param peer_pid: process id of the peer's Socket's owner, as the peer says (or the kernel, over ipc).
+    """
+
+    id: int
+    address: str
+    dialed: bool
+    peer_pid: int
+    _hello: Hello = field(repr=False, compare=False)
+    _segment: Segment = field(repr=False, compare=False)
+    _link: Link = field(repr=False, compare=False)
+    _dialer: Dialer | None = field(repr=False, compare=False)
+
+
+@dataclass
+class _Unreceived:
+    """To-one messages that a peer had not received when it went away."""
+
+    segment: Segment
+    peer_pipe: int
+    at: int | None = None
+
+
+class Listener:
+    """Accepts connections at an address until it is closed; its pipes live on then."""
+
+    def __init__(self, connector: Connector, address: Address) -> None:
+        self._connector = connector
+        self._bound = transport.find(address).listen(address, connector)
+        self.address: str = self._bound.address
+        """The bound address."""
+        self.asked = str(address)
+
+    def close(self) -> None:
+        """Stops listening. Closing twice is no error."""
+        self._connector._forget_listener(self)
+        self._bound.close()
+
+
+class Dialer:
+    """Keeps one pipe to an address: dials, and dials again when the pipe is gone, until it is closed."""
+
+    def __init__(self, connector: Connector, address: Address, options: dict[str, Any]) -> None:
+        self._connector = connector
+        self._address = address
+        self._reconnect: bool = options["reconnect"]
+        self._least: float = options["min_reconnect_time"]
+        self._most: float = options["max_reconnect_time"]
+        self._wait = self._least
+        self._first: Future[None] = Future()
+        self._timer: Timer | None = None
+        self._closed = False
+        # A first attempt that somebody waits for is not repeated: its error goes to them.
+        self._persists: bool = options["dial_async"]
+        self.address = str(address)
+
+    def dial(self) -> None:
+        """One attempt; what comes of it is told to ``connected`` or ``failed``."""
+        if self._closed:
+            return
+        try:
+            transport.find(self._address).dial(self._address, self._connector, self)
+        except (Error, OSError) as error:
+            self.failed(error)
+
+    def wait(self) -> None:
+        """Until the first attempt has ended.
+
+        :raises ConnectionRefused, Timeout, …: it failed.
+        """
+        try:
+            self._first.result(HANDSHAKE_TIMEOUT + 1)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, FutureTimeout) and not self._first.done():
+                raise Timeout(f"nobody answered at {self.address} within {HANDSHAKE_TIMEOUT} s") from None
+            raise
+
+    def connected(self) -> None:
+        """The transport has made the pipe."""
+        self._wait = self._least
+        self._persists = True
+        if not self._first.done():
+            self._first.set_result(None)
+
+    def failed(self, error: Exception) -> None:
+        """The transport could not make a pipe."""
+        if not self._first.done():
+            self._first.set_exception(error)
+        log.debug("could not dial %s: %s", self.address, error)
+        self._dial_later()
+
+    def disconnected(self) -> None:
+        """The pipe is gone."""
+        self._dial_later()
+
+    def _dial_later(self) -> None:
+        if self._closed or not self._reconnect or not self._persists:
+            return
+        delay = self._wait
+        self._wait = min(self._most, self._wait * random.uniform(1.1, 1.5))
+        self._timer = background().call_later(delay, self.dial)
+
+    def close(self) -> None:
+        """Dials no more; a pipe that is there lives on. Closing twice is no error."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._connector._forget_dialer(self)
+
+
+class Connector:
+    """See the module.
+
+    :param endpoint: the Socket.
+    :param segment: its shared memory.
+    :param receives: whether the Socket takes messages.
+    :param pipe_limit: most pipes at a time, or None.
+    """
+
+    def __init__(self, endpoint: Endpoint, segment: Segment, *, receives: bool, pipe_limit: int | None) -> None:
+        self._endpoint = endpoint
+        self._segment = segment
+        self._receives = receives
+        self._pipe_limit = pipe_limit
+        self._lock = threading.RLock()
+        self._listeners: list[Listener] = []
+        self._dialers: list[Dialer] = []
+        self._pipes: dict[int, Pipe] = {}
+        self._reserved = 0
+        self._unreceived: list[_Unreceived] = []
+        self._settled = threading.Condition()
+        self._resend_due = False
+        self._closed = False
+        self.negotiator: Callable[[Pipe], object] | None = None
+        self.on_pipe: Callable[[str, Pipe], object] | None = None
+
+    # --- for the Socket ---
+
+    @property
+    def pipes(self) -> list[Pipe]:
+        with self._lock:
+            return list(self._pipes.values())
+
+    def listen(self, text: str, **given: Any) -> Listener:
+        address = _addressed(text, "listen")
+        resolve(LISTENER, {**from_address(LISTENER, address.options), **given})
+        self._require_open()
+        listener = Listener(self, address)
+        with self._lock:
+            self._listeners.append(listener)
+        return listener
+
+    def dial(self, text: str, **given: Any) -> Dialer:
+        address = _addressed(text, "dial")
+        options = resolve(DIALER, {**from_address(DIALER, address.options), **given})
+        transport.find(address)
+        self._require_open()
+        dialer = Dialer(self, address, options)
+        with self._lock:
+            self._dialers.append(dialer)
+        if options["dial_async"]:
+            background().call(dialer.dial)
+            return dialer
+        if is_background_thread() and address.scheme != "inproc":
+            raise NotSupported("on_pipe and negotiator run in the background thread: dial there with dial_async=True")
+        dialer.dial()
+        dialer.wait()
+        return dialer
+
+    def stop_listen(self, text: str) -> None:
+        address = str(parse(text))
+        self._stop(text, [one for one in self._listeners if address in (one.address, one.asked)])
+
+    def stop_dial(self, text: str) -> None:
+        address = str(parse(text))
+        self._stop(text, [one for one in self._dialers if address == one.address])
+
+    def _stop(self, text: str, found: list[Any]) -> None:
+        if not found:
+            raise BadAddress(f"{text!r} is not in use here: give the address as it was given before")
+        for one in found:
+            one.close()
+
+    def close_pipe(self, pipe_id: int) -> None:
+        with self._lock:
+            pipe = self._pipes.get(pipe_id)
+        if pipe is None:
+            raise BadAddress(f"there is no pipe {pipe_id!r}: sock.pipes shows those there are")
+        self._remove(pipe)
+        pipe._link.close()
+
+    def close(self, drain: float) -> None:
+        """Ends everything. First, for up to ``drain`` seconds, waits until what is to be sent has been."""
+        if drain > 0:
+            with self._settled:
+                self._settled.wait_for(self._settle, drain)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            ends: list[Any] = [*self._listeners, *self._dialers]
+        for end in ends:
+            end.close()
+        self._segment.close()
+        for pipe in self.pipes:
+            self._remove(pipe)
+            pipe._link.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Closed("this Socket is closed: make a new one")
+
+    def _forget_listener(self, listener: Listener) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._listeners.remove(listener)
+
+    def _forget_dialer(self, dialer: Dialer) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._dialers.remove(dialer)
+
+    # --- for transports ---
+
+    def offer(self) -> Hello:
+        """Reserves a pipe. Then comes ``open`` or ``withdraw``.
+
+        :raises ConnectionRefused: the Socket has as many pipes as it may.
+        """
+        with self._lock:
+            self._require_open()
+            if self._pipe_limit is not None and len(self._pipes) + self._reserved >= self._pipe_limit:
+                raise ConnectionRefused(f"the Socket has its {self._pipe_limit} pipes (pipe_limit) already")
+            number = self._endpoint._reserve_pipe()
+            if not number:
+                raise ConnectionRefused("the Socket has no place for another pipe, or /dev/shm is full")
+            self._reserved += 1
+        return Hello(self._segment.name, number, self._receives, os.getpid())
+
+    def withdraw(self, ours: Hello) -> None:
+        """Gives up a reserved pipe."""
+        with self._lock:
+            self._reserved -= 1
+            if not self._closed:
+                self._endpoint._release_pipe(ours.pipe)
+
+    def open(self, ours: Hello, theirs: Hello, link: Link, address: str, dialer: Dialer | None) -> None:
+        """Opens a reserved pipe: messages may come and go when this returns. On an error it is withdrawn.
+
+        :raises ConnectionRefused: the negotiator refuses, or the peer's memory cannot be used.
+        """
+        try:
+            pipe = self._make_pipe(ours, theirs, link, address, dialer)
+            self._negotiate(pipe)
+            with self._lock:
+                self._require_open()
+                self._endpoint._open_pipe(pipe.id, theirs.segment if theirs.receives else "", theirs.pipe)
+                self._pipes[pipe.id] = pipe
+                self._reserved -= 1
+        except BaseException:
+            self.withdraw(ours)
+            raise
+        self._tell("open", pipe)
+        self._settle()
+
+    def ended(self, pipe_id: int, *, died: bool) -> None:
+        """The connection behind a pipe is gone. died: without a word of good-bye, so its process is gone too."""
+        with self._lock:
+            pipe = self._pipes.get(pipe_id)
+        if pipe is None:
+            return
+        if died:
+            # Nobody takes anything from there from now on, so what is in it can be sent to others.
+            pipe._segment.close()
+            _bury(pipe._hello.segment)
+        self._remove(pipe)
+        pipe._link.close()
+
+    def _make_pipe(self, ours: Hello, theirs: Hello, link: Link, address: str, dialer: Dialer | None) -> Pipe:
+        try:
+            segment = Segment.open(theirs.segment)
+        except (FileNotFoundError, BadMessage, OSError) as error:
+            raise ConnectionRefused(f"the peer's shared memory cannot be used: {error}") from error
+        return Pipe(ours.pipe, address, dialer is not None, theirs.pid, theirs, segment, link, dialer)
+
+    def _negotiate(self, pipe: Pipe) -> None:
+        if self.negotiator is None:
+            return
+        try:
+            refused = self.negotiator(pipe) is False
+        except Exception as error:
+            raise ConnectionRefused(f"the negotiator refused the connection: {error}") from error
+        if refused:
+            raise ConnectionRefused("the negotiator refused the connection")
+
+    def _remove(self, pipe: Pipe) -> None:
+        with self._lock:
+            if self._pipes.pop(pipe.id, None) is None:
+                return
+            self._endpoint._release_pipe(pipe.id)
+        if pipe._hello.receives and pipe._segment.closed and not self._closed:
+            with self._lock:
+                self._unreceived.append(_Unreceived(pipe._segment, pipe._hello.pipe))
+            self._settle()
+        self._tell("close", pipe)
+        if pipe._dialer is not None:
+            pipe._dialer.disconnected()
+
+    def _tell(self, event: str, pipe: Pipe) -> None:
+        if self.on_pipe is None:
+            return
+        try:
+            self.on_pipe(event, pipe)
+        except Exception:
+            log.exception("on_pipe raised for %s of %s", event, pipe)
+
+    # --- messages that wait for a pipe ---
+
+    def _settle(self) -> bool:
+        """Sends what is pending, and what peers that are gone had not received, as far as there is room.
+
+        True: nothing is left. Otherwise it is tried again when a pipe opens, and, while there are pipes, soon.
+        """
+        with self._lock:
+            if self._closed:
+                return True
+            try:
+                done = self._resend() and self._endpoint._flush()
+            except Closed:
+                return True
+            again = not done and bool(self._pipes) and not self._resend_due
+            self._resend_due |= again
+        if again:
+            background().call_later(_RESEND_TIME, self._settle_again)
+        if done:
+            with self._settled:
+                self._settled.notify_all()
+        return done
+
+    def _settle_again(self) -> None:
+        self._resend_due = False
+        self._settle()
+
+    def _resend(self) -> bool:
+        while self._unreceived:
+            first = self._unreceived[0]
+            first.at = self._endpoint._resend(first.segment, first.peer_pipe, first.at)
+            if first.at is not None:
+                return False
+            del self._unreceived[0]
+        return True
+
+
+def _addressed(text: str, direction: str) -> Address:
+    address = parse(text)
+    if address.direction not in (None, direction):
+        raise BadAddress(f"{text!r} is to {address.direction}, and was given to {direction}: use connect() for both")
+    return address
+
+
+def _bury(segment: str) -> None:
+    """Removes what a dead process has left, as soon as the kernel has let go of it."""
+    prefix = names.prefix_of(segment)
+
+    def later(times: tuple[float, ...]) -> None:
+        if not names.clean_prefix(prefix) and times:
+            background().call_later(times[0], lambda: later(times[1:]))
+
+    later(_BURIAL_TIMES)

@@ -1,0 +1,298 @@
+"""Names in shared memory, and who may still need them.
+
+All names that a process creates start with one prefix, ``/ms-<12 hex digits>``. The first of them, ``<prefix>.guard``,
+is a file that the process keeps locked while it lives. The kernel drops the lock at the process's end, however it ends,
+so anybody can tell a live prefix from a dead one, in any PID namespace. The lock is a POSIX record lock (``fcntl``), and
+not a ``flock``, because a child made by fork does not inherit it: a dead owner is not kept alive by its children.
+
+The guard also lists the socket paths that the process has bound, a JSON line each (``["+", path]``, ``["-", path]``),
+so that a janitor can remove those as well.
+
+One trap of record locks: closing *any* descriptor of the file drops the process's lock, so a process never opens its own
+guard a second time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import re
+import secrets
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import posix_ipc
+
+from . import shm
+
+_DIRECTORY = "/dev/shm"
+_GUARD = re.compile(r"(ms-[0-9a-f]{12})\.guard")
+_SEGMENT = re.compile(r"(ms-[0-9a-f]{12})-[0-9a-z]+")
+
+
+def at_exit(function: Callable[[], None], priority: int) -> None:
+    """Has a function called when this process ends by itself; it may be called twice.
+
+    A ``multiprocessing`` child made by fork ends without running ``atexit``, so it needs its own way.
+    """
+    atexit.register(function)
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, function, exitpriority=priority)
+
+
+class _Family:
+    """This process's prefix, and the guard behind it."""
+
+    def __init__(self) -> None:
+        self.prefix, self._guard = _lock_new_guard()
+        self.guard_path = f"{_DIRECTORY}/{self.prefix}.guard"
+        self._numbers = itertools.count(1)
+        self._paths: set[str] = set()
+        self._lock = threading.Lock()
+        shm.cleanup_add(self.guard_path)
+
+    def new_name(self) -> str:
+        return f"/{self.prefix}-{next(self._numbers)}"
+
+    def add_path(self, path: str) -> None:
+        with self._lock:
+            self._paths.add(path)
+            self._note("+", path)
+        shm.cleanup_add(path)
+
+    def remove_path(self, path: str) -> None:
+        shm.cleanup_remove(path)
+        with self._lock:
+            self._paths.discard(path)
+            if self._paths:
+                self._note("-", path)
+            else:
+                os.ftruncate(self._guard, 0)
+
+    def _note(self, sign: str, path: str) -> None:
+        os.lseek(self._guard, 0, os.SEEK_END)
+        os.write(self._guard, (json.dumps([sign, path]) + "\n").encode())
+
+    def leave(self) -> None:
+        """The process ends: nothing of it is left but what others remove."""
+        shm.cleanup_remove(self.guard_path)
+        with contextlib.suppress(OSError):
+            os.unlink(self.guard_path)
+        self.forget()
+
+    def forget(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._guard)
+
+
+def _lock_new_guard() -> tuple[str, int]:
+    while True:
+        prefix = f"ms-{secrets.token_hex(6)}"
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            memory = posix_ipc.SharedMemory(f"/{prefix}.guard", posix_ipc.O_CREX, mode=0o600)
+            # A janitor may have found it before it was locked: then it is another file now, or none.
+            if _try_lock(memory.fd) and _is_file(memory.fd, f"{_DIRECTORY}/{prefix}.guard"):
+                return prefix, memory.fd
+            memory.close_fd()
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_file(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
+
+
+_family: _Family | None = None
+_family_lock = threading.Lock()
+
+
+def _ours() -> _Family:
+    global _family
+    with _family_lock:
+        if _family is None:
+            _family = _Family()
+            at_exit(leave, priority=0)
+            clean()
+        return _family
+
+
+def leave() -> None:
+    """Removes this process's guard. Called at its end, when its Sockets are closed."""
+    global _family
+    with _family_lock:
+        if _family is not None:
+            _family.leave()
+            _family = None
+
+
+def _forget_parents() -> None:
+    global _family, _family_lock
+    _family_lock = threading.Lock()
+    if _family is not None:
+        _family.forget()
+        _family = None
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+
+
+# --- for Sockets and transports ---
+
+
+def new_segment(inbox_bytes: int, inbox_limit: int, pending_limit: int) -> shm.Segment:
+    """Makes a segment under a name of this process.
+
+    :raises OutOfSharedMemory: no memory for it.
+    """
+    name = _ours().new_name()
+    shm.cleanup_add(_path_of(name))
+    try:
+        return shm.Segment.create(name, inbox_bytes, inbox_limit, pending_limit)
+    except BaseException:
+        shm.cleanup_remove(_path_of(name))
+        raise
+
+
+def remove_segment(name: str) -> None:
+    """Removes a name that :func:`new_segment` gave; who has it mapped keeps the memory."""
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(name)
+    shm.cleanup_remove(_path_of(name))
+
+
+def _path_of(name: str) -> str:
+    return _DIRECTORY + name
+
+
+def guard_path() -> str:
+    """The guard of this process, for those who want to know whether it lives."""
+    return _ours().guard_path
+
+
+def is_segment_name(name: object) -> bool:
+    """Whether it is a name as :func:`new_segment` makes them: a peer's word is not taken for it."""
+    return isinstance(name, str) and name[:1] == "/" and _SEGMENT.fullmatch(name[1:]) is not None
+
+
+def add_socket_path(path: str) -> None:
+    """Notes that this process is about to bind a socket there."""
+    _ours().add_path(os.path.abspath(path))
+
+
+def remove_socket_path(path: str) -> None:
+    """Takes back :func:`add_socket_path`."""
+    if _family is not None:
+        _family.remove_path(os.path.abspath(path))
+
+
+def is_stale_socket(path: str) -> bool:
+    """Whether it is a socket file that nobody listens on any more."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+    except OSError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+# --- the janitor ---
+
+
+def clean() -> list[str]:
+    """Removes what dead processes left: shared memory and stale socket paths.
+
+    Only what belongs to nobody alive is touched. Runs by itself before a process makes its first Socket.
+
+    :returns: the paths that were removed.
+    """
+    removed: list[str] = []
+    for prefix in _prefixes():
+        removed += clean_prefix(prefix)
+    return removed
+
+
+def clean_prefix(prefix: str) -> list[str]:
+    """The same for one prefix; nothing happens while its process lives."""
+    if _family is not None and prefix == _family.prefix:
+        return []
+    guard_path = f"{_DIRECTORY}/{prefix}.guard"
+    try:
+        guard = os.open(guard_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return _remove_segments(prefix)
+    except OSError:  # somebody else's
+        return []
+    try:
+        if not _try_lock(guard):
+            return []
+        removed = _remove_stale_sockets(guard) + _remove_segments(prefix)
+        if _is_file(guard, guard_path):
+            removed += _remove(guard_path)
+        return removed
+    finally:
+        os.close(guard)
+
+
+def prefix_of(segment_name: str) -> str:
+    """The prefix that a segment's name starts with."""
+    return segment_name[1:].rpartition("-")[0]
+
+
+def _prefixes() -> set[str]:
+    found = (_GUARD.fullmatch(name) or _SEGMENT.fullmatch(name) for name in os.listdir(_DIRECTORY))
+    return {match[1] for match in found if match}
+
+
+def _remove_segments(prefix: str) -> list[str]:
+    names = [name for name in os.listdir(_DIRECTORY) if name.startswith(f"{prefix}-")]
+    return [path for name in names for path in _remove(f"{_DIRECTORY}/{name}")]
+
+
+def _remove_stale_sockets(guard: int) -> list[str]:
+    return [path for path in _noted_paths(guard) if is_stale_socket(path) for path in _remove(path)]
+
+
+def _noted_paths(guard: int) -> Iterator[str]:
+    bound: dict[str, None] = {}
+    for line in os.pread(guard, os.fstat(guard).st_size, 0).splitlines():
+        with contextlib.suppress(ValueError):  # a line that its writer did not finish
+            sign, path = json.loads(line)
+            bound.pop(path, None)
+            if sign == "+":
+                bound[path] = None
+    return iter(bound)
+
+
+def _remove(path: str) -> list[str]:
+    try:
+        os.unlink(path)
+    except OSError:
+        return []
+    return [path]

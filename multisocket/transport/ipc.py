@@ -1,0 +1,393 @@
+"""``ipc://path`` and ``ipc://@abstract``: Sockets of one machine.
+
+A Unix stream socket at the path is where they meet; the messages go through shared memory. Dialer and listener send one
+hello each: u32 BE length, then a msgpack map ``{multisocket: version, segment, pipe, receives, pid}``, or
+``{refused: why}``. Then the connection is silent. One byte and its end say that the pipe was closed on purpose; its end
+alone says that the process is gone.
+
+The peer must be of the same user, as the kernel tells it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from .. import names
+from ..address import Address
+from ..background import background
+from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
+
+from .hello import Hello
+
+if TYPE_CHECKING:
+    from ..connector import Connector, Dialer
+
+VERSION = 1
+BACKLOG = 4096
+_LONGEST_PATH = 107
+_LONGEST_HELLO = 4096
+_GOOD_BYE = b"\0"
+_HANDSHAKE_TIMEOUT = 5.0
+_LOCK_TIMEOUT = 2.0
+
+
+class Ipc:
+    """See the module."""
+
+    def listen(self, address: Address, connector: Connector) -> _Bound:
+        """Binds the path. One that nobody listens on any more is replaced."""
+        return _Bound(address, connector)
+
+    def dial(self, address: Address, connector: Connector, dialer: Dialer) -> None:
+        """Connects at once; hello goes on in the background thread."""
+        connection = _connect(address)
+        try:
+            ours = connector.offer()
+        except BaseException:
+            connection.close()
+            raise
+        link = _Dialing(connection, connector, ours, str(address), dialer)
+        background().call(link.start)
+
+
+# --- paths ---
+
+
+def _unix_path(address: Address) -> str:
+    """What the kernel takes for it: abstract names begin with a zero byte."""
+    path = address.location
+    if "\0" in path:
+        raise BadAddress(f"{str(address)!r}: a path holds no zero byte")
+    size = len(os.fsencode(path))
+    if size > _LONGEST_PATH:
+        raise BadAddress(f"{address}: the path has {size} bytes, a socket's has at most {_LONGEST_PATH}; take a shorter")
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
+def _new_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def _connect(address: Address) -> socket.socket:
+    path = _unix_path(address)
+    connection = _new_socket()
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise _why_not_connected(address, error) from error
+    return connection
+
+
+def _why_not_connected(address: Address, error: OSError) -> Error:
+    if isinstance(error, FileNotFoundError):
+        return ConnectionRefused(f"nobody listens at {address}: there is no such path")
+    if isinstance(error, BlockingIOError):
+        return ConnectionRefused(f"too many wait for a connection at {address} already")
+    if error.errno == errno.ENOTSOCK or (isinstance(error, ConnectionRefusedError) and _is_other_file(address.location)):
+        return BadAddress(f"{address} is no socket: it is another kind of file")
+    if isinstance(error, ConnectionRefusedError):
+        return ConnectionRefused(f"nobody listens at {address} any more")
+    return ConnectionRefused(f"could not connect to {address}: {error}")
+
+
+def _is_other_file(path: str) -> bool:
+    try:
+        return not stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked_directory(path: str) -> Iterator[None]:
+    """Keeps two processes from replacing one stale path at the same time, without leaving a lock file."""
+    try:
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadAddress(f"ipc://{path}: cannot listen in that folder: {error.strerror}") from error
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while not _try_flock(directory) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _try_flock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _bind_path(listening: socket.socket, address: Address, path: str) -> None:
+    with _locked_directory(path):
+        if names.is_stale_socket(path):
+            os.unlink(path)
+        elif _is_other_file(path):
+            raise BadAddress(f"{address}: there is a file that is no socket; choose another path, or remove it")
+        names.add_socket_path(path)
+        try:
+            listening.bind(path)
+            listening.listen(BACKLOG)
+        except OSError as error:
+            names.remove_socket_path(path)
+            raise _why_not_bound(address, error) from error
+
+
+def _why_not_bound(address: Address, error: OSError) -> Error:
+    if error.errno == errno.EADDRINUSE:
+        return AddressInUse(f"{address} is in use: a living process listens there")
+    return BadAddress(f"{address}: cannot listen there: {error.strerror}")
+
+
+class _Bound:
+    """A listening socket, and its file."""
+
+    def __init__(self, address: Address, connector: Connector) -> None:
+        self.address = str(address)
+        self._connector = connector
+        self._path = _unix_path(address)
+        self._socket = _new_socket()
+        try:
+            if self._is_abstract:
+                self._bind_abstract(address)
+            else:
+                _bind_path(self._socket, address, self._path)
+                # The working directory may be another one when it is closed.
+                self._path = os.path.abspath(self._path)
+                self._file = os.stat(self._path)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._socket.setblocking(False)
+        background().call(lambda: background().watch(self._socket, self._accept))
+
+    @property
+    def _is_abstract(self) -> bool:
+        return self._path.startswith("\0")
+
+    def _bind_abstract(self, address: Address) -> None:
+        try:
+            self._socket.bind(self._path)
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            raise _why_not_bound(address, error) from error
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # closed, or no descriptor is left: then the connection waits
+                return
+            connection.setblocking(False)
+            _Accepted(connection, self._connector, self.address).start()
+
+    def close(self) -> None:
+        if not self._is_abstract:
+            self._remove_file()
+        # Closed by the thread that watches it, else it might watch a new descriptor of the same number.
+        background().call(self._close)
+
+    def _close(self) -> None:
+        background().unwatch(self._socket)
+        self._socket.close()
+
+    def _remove_file(self) -> None:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._path), self._file):
+                os.unlink(self._path)
+        names.remove_socket_path(self._path)
+
+
+# --- connections ---
+
+
+class _Connection:
+    """One end: first hello, then silence. Lives in the background thread, but for ``close``."""
+
+    def __init__(self, connection: socket.socket, connector: Connector, address: str) -> None:
+        self._socket = connection
+        self._connector = connector
+        self._address = address
+        self._received = b""
+        self._ours: Hello | None = None
+        self._is_open = False
+        self._closed = False
+        self._timer = background().call_later(_HANDSHAKE_TIMEOUT, self._too_late)
+
+    def start(self) -> None:
+        background().watch(self._socket, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_LONGEST_HELLO)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if self._is_open:
+            self._ended(died=not data)
+            return
+        self._received += data
+        try:
+            body = _whole_hello(self._received)
+            if body is not None:
+                self._timer.cancel()
+                self._greeted(_read_hello(body))
+                if len(self._received) > 4 + len(body):
+                    self._ended(died=False)  # good-bye came right behind
+            elif not data:
+                raise ConnectionRefused(f"the peer at {self._address} hung up before it said hello")
+        except Exception as error:
+            self._fail(error)
+
+    def _ended(self, *, died: bool) -> None:
+        if self._ours is not None:
+            self._connector.ended(self._ours.pipe, died=died)
+
+    def _too_late(self) -> None:
+        if not self._is_open:
+            self._fail(Timeout(f"the peer at {self._address} did not say hello within {_HANDSHAKE_TIMEOUT} s"))
+
+    def _greeted(self, theirs: Hello) -> None:
+        raise NotImplementedError
+
+    def _fail(self, error: Exception) -> None:
+        self.close()
+
+    def _check_peer(self) -> int:
+        """The peer's process id, as the kernel knows it."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, user, _ = struct.unpack("3i", credentials)
+        if user != os.geteuid():
+            raise ConnectionRefused(f"the peer at {self._address} is of user {user}, not of ours ({os.geteuid()})")
+        return int(pid)
+
+    def _send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.send(data, socket.MSG_NOSIGNAL)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._timer.cancel()
+        self._send(_GOOD_BYE)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        background().call(self._close)
+
+    def _close(self) -> None:
+        background().unwatch(self._socket)
+        self._socket.close()
+
+
+class _Accepted(_Connection):
+    """The listener's end: opens its pipe first, then answers, so that whoever gets the answer can be answered."""
+
+    def _greeted(self, theirs: Hello) -> None:
+        self._check_peer()
+        self._ours = ours = self._connector.offer()
+        self._connector.open(ours, theirs, self, self._address, None)
+        self._is_open = True
+        self._send(_hello_bytes(ours))
+
+    def _fail(self, error: Exception) -> None:
+        self._send(_frame({"refused": str(error)}))
+        self.close()
+
+
+class _Dialing(_Connection):
+    """The dialer's end."""
+
+    def __init__(
+        self, connection: socket.socket, connector: Connector, ours: Hello, address: str, dialer: Dialer
+    ) -> None:
+        super().__init__(connection, connector, address)
+        self._ours: Hello = ours
+        self._dialer = dialer
+        self._reserved = True
+
+    def start(self) -> None:
+        super().start()
+        self._send(_hello_bytes(self._ours))
+
+    def _greeted(self, theirs: Hello) -> None:
+        self._check_peer()
+        self._reserved = False  # open takes it back itself
+        self._connector.open(self._ours, theirs, self, self._address, self._dialer)
+        self._is_open = True
+        self._dialer.connected()
+
+    def _fail(self, error: Exception) -> None:
+        self.close()
+        if self._reserved:
+            self._reserved = False
+            self._connector.withdraw(self._ours)
+        self._dialer.failed(error)
+
+
+# --- hello ---
+
+
+def _frame(content: dict[str, Any]) -> bytes:
+    body = msgpack.packb(content)
+    return struct.pack(">I", len(body)) + bytes(body)
+
+
+def _hello_bytes(hello: Hello) -> bytes:
+    return _frame(
+        {
+            "multisocket": VERSION,
+            "segment": hello.segment,
+            "pipe": hello.pipe,
+            "receives": hello.receives,
+            "pid": hello.pid,
+        }
+    )
+
+
+def _whole_hello(received: bytes) -> bytes | None:
+    """The body of a frame, or None while some of it is missing."""
+    if len(received) < 4:
+        return None
+    (size,) = struct.unpack_from(">I", received)
+    if size > _LONGEST_HELLO:
+        raise BadMessage("what the peer says is no hello: is it a multisocket?")
+    return received[4 : 4 + size] if len(received) >= 4 + size else None
+
+
+def _read_hello(body: bytes) -> Hello:
+    try:
+        said = msgpack.unpackb(body)
+    except Exception as error:
+        raise BadMessage("what the peer says is no hello: is it a multisocket?") from error
+    if not isinstance(said, dict):
+        raise BadMessage("what the peer says is no hello: is it a multisocket?")
+    if "refused" in said:
+        raise ConnectionRefused(str(said["refused"]))
+    if said.get("multisocket") != VERSION:
+        raise ConnectionRefused(f"the peer speaks version {said.get('multisocket')!r} of the protocol, we {VERSION}")
+    segment, pipe, receives, pid = (said.get(name) for name in ("segment", "pipe", "receives", "pid"))
+    if not names.is_segment_name(segment) or type(pipe) is not int or not 0 < pipe < 2**32:
+        raise BadMessage("the peer's hello is broken")
+    return Hello(str(segment), pipe, bool(receives), pid if isinstance(pid, int) else 0)
+
+

@@ -1,0 +1,545 @@
+#include "endpoint.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SEGMENT_MAGIC 0x6d737367u /* "mssg" */
+#define SEGMENT_LAYOUT 1u
+
+/* Above so many slots a send looks at a window of the pipes instead of at all: the shortest of 64 is short enough. */
+#define SELECT_WINDOW 64u
+
+/* ---- the segment ---- */
+
+#define TABLE_AT ((uint64_t)SEGMENT_PAGE)
+#define DATA_AT (TABLE_AT + (uint64_t)PIPE_SLOTS * sizeof(pipe_slot))
+
+uint64_t segment_size(uint64_t inbox_capacity, uint64_t pending_capacity)
+{
+    return DATA_AT + inbox_capacity + pending_capacity;
+}
+
+int segment_init(void *base, int fd, uint64_t inbox_capacity, uint32_t inbox_limit, uint64_t pending_capacity,
+                 uint32_t pending_limit)
+{
+    if (platform_reserve(fd, base, 0, SEGMENT_PAGE) != 0)
+        return RING_NO_MEMORY;
+    segment_header *shared = base;
+    memset(shared, 0, sizeof *shared);
+    shared->size = segment_size(inbox_capacity, pending_capacity);
+    shared->inbox_capacity = inbox_capacity;
+    shared->pending_capacity = pending_capacity;
+    if (ring_init(&shared->inbox, inbox_capacity, inbox_limit) ||
+        ring_init(&shared->pending, pending_capacity, pending_limit))
+        return RING_CORRUPT;
+    shared->layout = SEGMENT_LAYOUT;
+    shared->magic = SEGMENT_MAGIC;
+    return RING_OK;
+}
+
+int segment_attach(segment *seg, void *base, uint64_t size, int fd)
+{
+    if (size < DATA_AT)
+        return RING_CORRUPT;
+    segment_header *shared = base;
+    if (shared->magic != SEGMENT_MAGIC || shared->layout != SEGMENT_LAYOUT)
+        return RING_CORRUPT;
+    uint64_t inbox = shared->inbox_capacity;
+    uint64_t pending = shared->pending_capacity;
+    if (inbox > RING_MAX_BYTES || pending > RING_MAX_BYTES || size < segment_size(inbox, pending))
+        return RING_CORRUPT;
+    seg->shared = shared;
+    seg->slots = (pipe_slot *)(void *)((uint8_t *)base + TABLE_AT);
+    seg->fd = fd;
+    atomic_store(&seg->send_spin, ring_get_spin());
+    uint8_t *data = (uint8_t *)base + DATA_AT;
+    int rc = ring_attach(&seg->inbox, &shared->inbox, data, inbox, base, fd);
+    if (rc != RING_OK)
+        return rc;
+    return ring_attach(&seg->pending, &shared->pending, data + inbox, pending, base, fd);
+}
+
+void segment_close(segment *seg)
+{
+    atomic_store_explicit(&seg->shared->closed, 1, memory_order_release);
+    ring_close(&seg->inbox);
+    ring_close(&seg->pending);
+    event_notify_all(&seg->shared->pipes_changed);
+}
+
+/* ---- the pipe table ---- */
+
+static uint32_t slot_of(uint32_t id)
+{
+    return id & (PIPE_SLOTS - 1);
+}
+
+static void tell_change(segment *seg)
+{
+    atomic_fetch_add(&seg->shared->version, 1);
+    event_notify_all(&seg->shared->pipes_changed);
+}
+
+pipe_slot *pipe_find(const segment *seg, uint32_t id)
+{
+    if (slot_of(id) == 0)
+        return NULL;
+    pipe_slot *slot = &seg->slots[slot_of(id)];
+    if (slot_of(id) > atomic_load_explicit(&seg->shared->high, memory_order_acquire))
+        return NULL;
+    return atomic_load_explicit(&slot->id, memory_order_acquire) == id ? slot : NULL;
+}
+
+static uint32_t free_slot(segment *seg)
+{
+    uint32_t high = atomic_load_explicit(&seg->shared->high, memory_order_relaxed);
+    for (uint32_t i = 1; i <= high; i++)
+        if (atomic_load_explicit(&seg->slots[i].id, memory_order_relaxed) == 0)
+            return i;
+    return high + 1 < PIPE_SLOTS ? high + 1 : 0;
+}
+
+uint32_t pipe_reserve(segment *seg)
+{
+    uint32_t index = free_slot(seg);
+    if (index == 0)
+        return 0;
+    pipe_slot *slot = &seg->slots[index];
+    size_t offset = (size_t)((uint8_t *)slot - (uint8_t *)seg->shared);
+    if (platform_reserve(seg->fd, seg->shared, offset, sizeof *slot) != 0)
+        return 0;
+    if (index > atomic_load_explicit(&seg->shared->high, memory_order_relaxed))
+        atomic_store_explicit(&seg->shared->high, index, memory_order_release);
+    uint32_t id = slot->generation << 16 | index;
+    slot->generation = (slot->generation + 1) & 0xffff;
+    slot->peer_id = 0;
+    slot->peer[0] = 0;
+    atomic_store_explicit(&slot->sent, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->state, PIPE_CONNECTING, memory_order_relaxed);
+    atomic_store_explicit(&slot->id, id, memory_order_release);
+    return id;
+}
+
+void pipe_open(segment *seg, uint32_t id, const char *name, uint32_t peer_id)
+{
+    pipe_slot *slot = pipe_find(seg, id);
+    if (!slot)
+        return;
+    slot->peer_id = peer_id;
+    memset(slot->peer, 0, sizeof slot->peer);
+    strncpy(slot->peer, name, sizeof slot->peer - 1);
+    /* Under this lock no sender can be between "nobody is connected" and "so into pending". */
+    ring_writer gate;
+    bool held = ring_begin(&seg->pending, &gate, true) == RING_OK;
+    atomic_store_explicit(&slot->state, PIPE_OPEN, memory_order_release);
+    atomic_fetch_add(&seg->shared->version, 1);
+    if (held)
+        ring_end(&gate);
+    event_notify_all(&seg->shared->pipes_changed);
+}
+
+void pipe_release(segment *seg, uint32_t id)
+{
+    pipe_slot *slot = pipe_find(seg, id);
+    if (!slot)
+        return;
+    atomic_store_explicit(&slot->id, 0, memory_order_release);
+    atomic_store_explicit(&slot->state, PIPE_FREE, memory_order_release);
+    atomic_fetch_add(&seg->shared->sent_before, atomic_load_explicit(&slot->sent, memory_order_relaxed));
+    tell_change(seg);
+}
+
+/* ---- choosing ---- */
+
+static peer *receiver_at(const peer_list *peers, uint32_t i)
+{
+    peer *p = peers->by_slot[i];
+    return p && p->inbox && !ring_is_closed(p->inbox) ? p : NULL;
+}
+
+/* The receiver with the shortest queue among those with room, looked for from *turn on; of many pipes, the shortest of
+ * the first window that has one with room. NULL: none has room. */
+static peer *choose(const peer_list *peers, uint32_t *turn, uint64_t bytes)
+{
+    peer *best = NULL;
+    uint32_t least = 0, best_at = 0;
+    uint32_t start = *turn < peers->size ? *turn : 0;
+    for (uint32_t k = 0; k < peers->size; k++) {
+        if (best && k >= SELECT_WINDOW)
+            break;
+        uint32_t i = start + k < peers->size ? start + k : start + k - peers->size;
+        peer *p = receiver_at(peers, i);
+        if (!p)
+            continue;
+        uint32_t depth = ring_depth(p->inbox);
+        if ((best && depth >= least) || !ring_has_room(p->inbox, bytes))
+            continue;
+        best = p;
+        least = depth;
+        best_at = i;
+    }
+    if (best)
+        *turn = best_at + 1;
+    return best;
+}
+
+/* The largest message that some receiver could ever take; 0 when there is none. */
+static uint64_t largest(const peer_list *peers)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < peers->size; i++) {
+        peer *p = receiver_at(peers, i);
+        if (p && ring_max_message(p->inbox) > most)
+            most = ring_max_message(p->inbox);
+    }
+    return most;
+}
+
+/* ---- sending ---- */
+
+/* The sent counter of a pipe is written under the lock of the ring behind it. */
+static void count_sent(peer *p, unsigned n)
+{
+    uint64_t sent = atomic_load_explicit(&p->slot->sent, memory_order_relaxed);
+    atomic_store_explicit(&p->slot->sent, sent + n, memory_order_relaxed);
+}
+
+static int push_to(peer *p, const message *m, bool wait_lock)
+{
+    ring_writer w;
+    int rc = ring_begin(p->inbox, &w, wait_lock);
+    if (rc != RING_OK)
+        return rc;
+    rc = ring_put(&w, p->peer_id, m);
+    if (rc == RING_OK) {
+        ring_publish(&w);
+        count_sent(p, 1);
+    }
+    ring_end(&w);
+    return rc;
+}
+
+static int put_pending(segment *seg, const peer_list *peers, const message *row, unsigned n, unsigned *done,
+                       bool wait_lock)
+{
+    ring_writer w;
+    int rc = ring_begin(&seg->pending, &w, wait_lock);
+    if (rc != RING_OK)
+        return rc;
+    if (segment_version(seg) != peers->version)
+        rc = SEND_STALE;
+    unsigned put = 0;
+    while (rc == RING_OK && put < n) {
+        rc = ring_put(&w, 0, &row[put]);
+        if (rc == RING_OK)
+            put++;
+    }
+    ring_publish(&w);
+    ring_end(&w);
+    *done += put;
+    return rc;
+}
+
+/* A full ring that is closed, or a message that no ring of the others takes, is no reason to wait. */
+static int why_none(const peer_list *peers, uint64_t bytes)
+{
+    uint64_t most = largest(peers);
+    return most && bytes > most ? RING_TOO_LONG : RING_FULL;
+}
+
+/* Before a sender's own message: what is pending goes first. */
+static int settle(segment *seg, const peer_list *peers, uint32_t *turn, bool wait_lock)
+{
+    if (segment_is_closed(seg))
+        return RING_CLOSED;
+    if (segment_version(seg) != peers->version)
+        return SEND_STALE;
+    if (peers->receivers && ring_depth(&seg->pending))
+        return flush_pending(seg, peers, turn, wait_lock);
+    return RING_OK;
+}
+
+int send_to_one(segment *seg, const peer_list *peers, uint32_t *turn, const message *m, bool wait_lock)
+{
+    unsigned done = 0;
+    int rc = settle(seg, peers, turn, wait_lock);
+    if (rc != RING_OK)
+        return rc;
+    if (!peers->receivers)
+        return put_pending(seg, peers, m, 1, &done, wait_lock);
+    for (;;) {
+        peer *p = choose(peers, turn, message_size(m));
+        if (!p)
+            return why_none(peers, message_size(m));
+        rc = push_to(p, m, wait_lock);
+        /* Between the look and the lock others may have taken the room, or closed the ring: choose again. */
+        if (rc != RING_FULL && rc != RING_CLOSED)
+            return rc;
+    }
+}
+
+/* How many of n messages go to one receiver at a go: a fair share, so that all get some. */
+static unsigned share(unsigned n, uint32_t receivers)
+{
+    return (n + receivers - 1) / receivers;
+}
+
+int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message *row, unsigned n, unsigned *done,
+             bool wait_lock)
+{
+    int rc = settle(seg, peers, turn, wait_lock);
+    if (rc != RING_OK)
+        return rc;
+    if (!peers->receivers)
+        return put_pending(seg, peers, row, n, done, wait_lock);
+    unsigned at = 0;
+    unsigned portion = share(n, peers->receivers);
+    while (at < n) {
+        peer *p = choose(peers, turn, message_size(&row[at]));
+        if (!p)
+            return why_none(peers, message_size(&row[at]));
+        ring_writer w;
+        rc = ring_begin(p->inbox, &w, wait_lock);
+        if (rc == RING_CLOSED)
+            continue;
+        if (rc != RING_OK)
+            return rc;
+        unsigned put = 0;
+        while (put < portion && at + put < n && rc == RING_OK) {
+            rc = ring_put(&w, p->peer_id, &row[at + put]);
+            if (rc == RING_OK)
+                put++;
+        }
+        ring_publish(&w);
+        count_sent(p, put);
+        ring_end(&w);
+        at += put;
+        *done += put;
+        if (rc != RING_OK && rc != RING_FULL)
+            return rc;
+    }
+    return RING_OK;
+}
+
+static peer *peer_of(const peer_list *peers, uint32_t id)
+{
+    uint32_t i = slot_of(id);
+    peer *p = i < peers->size ? peers->by_slot[i] : NULL;
+    return p && p->id == id ? p : NULL;
+}
+
+int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const message *m, bool wait_lock)
+{
+    if (segment_is_closed(seg))
+        return RING_CLOSED;
+    if (segment_version(seg) != peers->version)
+        return SEND_STALE;
+    peer *p = peer_of(peers, id);
+    if (!p)
+        return pipe_find(seg, id) ? RING_FULL : SEND_NO_PATH;
+    if (!p->inbox)
+        return RING_OK; /* it would discard the message */
+    int rc = push_to(p, m, wait_lock);
+    return rc == RING_CLOSED ? SEND_NO_PATH : rc;
+}
+
+/* ---- waiting ---- */
+
+typedef struct {
+    segment *seg;
+    const peer_list *peers;
+    uint32_t id;
+    uint64_t bytes;
+} send_wish;
+
+/* What is pending goes first, so there must be room for that too: as much as the ring can ever have. */
+static bool has_room_for(const send_wish *wish, const ring *inbox)
+{
+    uint64_t bytes = ring_used(&wish->seg->pending);
+    if (bytes < wish->bytes)
+        bytes = wish->bytes;
+    if (bytes > ring_max_message(inbox))
+        bytes = ring_max_message(inbox);
+    return ring_has_room(inbox, bytes);
+}
+
+static bool worth_trying(const void *arg)
+{
+    const send_wish *wish = arg;
+    const peer_list *peers = wish->peers;
+    if (segment_is_closed(wish->seg) || segment_version(wish->seg) != peers->version)
+        return true;
+    if (wish->id) {
+        peer *p = peer_of(peers, wish->id);
+        return p ? !p->inbox || ring_is_closed(p->inbox) || ring_has_room(p->inbox, wish->bytes)
+                 : !pipe_find(wish->seg, wish->id);
+    }
+    if (!peers->receivers)
+        return ring_has_room(&wish->seg->pending, wish->bytes);
+    for (uint32_t i = 0; i < peers->size; i++) {
+        peer *p = receiver_at(peers, i);
+        if (p && has_room_for(wish, p->inbox))
+            return true;
+    }
+    return false;
+}
+
+/* The rings whose room would do, at most `most`. With more pipes than that a random part is enough: the others are
+ * looked at when the slice ends. */
+static unsigned rings_to_watch(const send_wish *wish, ring **out, unsigned most)
+{
+    if (wish->id) {
+        peer *p = peer_of(wish->peers, wish->id);
+        if (!p || !p->inbox)
+            return 0;
+        out[0] = p->inbox;
+        return 1;
+    }
+    if (!wish->peers->receivers) {
+        out[0] = &wish->seg->pending;
+        return 1;
+    }
+    unsigned n = 0;
+    for (uint32_t i = 0; i < wish->peers->size && n < most; i++) {
+        peer *p = receiver_at(wish->peers, i);
+        if (p)
+            out[n++] = p->inbox;
+    }
+    return n;
+}
+
+static int sleep_for_room(const send_wish *wish, ring **rings, unsigned n, int64_t deadline)
+{
+    _Atomic uint32_t *words[PLATFORM_WAIT_MANY];
+    uint32_t tickets[PLATFORM_WAIT_MANY];
+    event *changed = &wish->seg->shared->pipes_changed;
+    words[0] = &changed->seq;
+    tickets[0] = event_arm(changed);
+    for (unsigned i = 0; i < n; i++) {
+        event *room = &rings[i]->shared->room;
+        words[i + 1] = &room->seq;
+        tickets[i + 1] = event_arm(room);
+    }
+    if (worth_trying(wish))
+        return RING_OK;
+    int64_t slice = platform_now() + ROOM_SLICE_NS;
+    int rc = platform_wait_many(words, tickets, n + 1, slice < deadline ? slice : deadline);
+    return rc == WAIT_SIGNAL ? SEND_SIGNAL : RING_OK;
+}
+
+int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, uint64_t bytes, int64_t deadline)
+{
+    send_wish wish = {.seg = seg, .peers = peers, .id = id, .bytes = bytes};
+    ring *rings[PLATFORM_WAIT_MANY - 1];
+    unsigned n = rings_to_watch(&wish, rings, PLATFORM_WAIT_MANY - 1);
+    int64_t began = platform_now();
+    int64_t slice = event_slice(deadline);
+    _Atomic uint32_t *learnt = &seg->send_spin;
+    int rc = RING_OK;
+    for (unsigned i = 0; i < n; i++)
+        atomic_fetch_add_explicit(&rings[i]->shared->blocked, 1, memory_order_relaxed);
+    while (rc == RING_OK && !spin_until(worth_trying, &wish, learnt, deadline)) {
+        if (platform_now() >= slice)
+            return platform_now() >= deadline ? SEND_TIMEOUT : SEND_SLICE;
+        rc = sleep_for_room(&wish, rings, n, deadline);
+        spin_learn(learnt, platform_now() - began);
+    }
+    spin_learn(learnt, platform_now() - began);
+    return rc;
+}
+
+/* ---- moving messages that wait ---- */
+
+/* Copies a record of another ring into a receiver's. `taken` removes it there just before it is published here: killed
+ * in between, the message is lost rather than there twice. */
+static int forward(const peer_list *peers, uint32_t *turn, const ring *from, const record *rec, bool wait_lock,
+                   void (*taken)(void *), void *arg)
+{
+    uint64_t bytes = message_size(&rec->head);
+    uint8_t *body = malloc(record_body_size(rec) + 1);
+    if (!body)
+        return RING_NO_MEMORY;
+    message m;
+    ring_read(from, rec, body, &m);
+    int rc = RING_FULL;
+    for (peer *p; (rc == RING_FULL || rc == RING_CLOSED) && (p = choose(peers, turn, bytes));) {
+        ring_writer w;
+        rc = ring_begin(p->inbox, &w, wait_lock);
+        if (rc != RING_OK)
+            continue;
+        rc = ring_put(&w, p->peer_id, &m);
+        if (rc == RING_OK) {
+            taken(arg);
+            ring_publish(&w);
+            count_sent(p, 1);
+        }
+        ring_end(&w);
+    }
+    free(body);
+    return rc == RING_FULL || rc == RING_CLOSED ? why_none(peers, bytes) : rc;
+}
+
+/* No receiver can ever take it: it would block all behind it for ever. */
+static void give_up(segment *seg)
+{
+    atomic_fetch_add_explicit(&seg->shared->dropped, 1, memory_order_relaxed);
+}
+
+typedef struct {
+    ring_reader reader;
+    const record *rec;
+} pending_step;
+
+static void take_pending(void *arg)
+{
+    pending_step *step = arg;
+    ring_pop(&step->reader, step->rec);
+    ring_take(&step->reader);
+}
+
+int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bool wait_lock)
+{
+    pending_step step;
+    record rec;
+    step.rec = &rec;
+    int rc = ring_enter(&seg->pending, &step.reader, wait_lock);
+    if (rc != RING_OK)
+        return rc;
+    while ((rc = ring_front(&step.reader, &rec)) == RING_OK) {
+        rc = forward(peers, turn, &seg->pending, &rec, wait_lock, take_pending, &step);
+        if (rc == RING_TOO_LONG) {
+            ring_pop(&step.reader, &rec);
+            give_up(seg);
+            rc = RING_OK;
+        }
+        if (rc != RING_OK)
+            break;
+    }
+    ring_leave(&step.reader);
+    return rc == RING_EMPTY || rc == RING_CORRUPT ? RING_OK : rc;
+}
+
+static void take_nothing(void *arg)
+{
+    (void)arg;
+}
+
+int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, const ring *frozen, uint32_t peer_id,
+                      uint64_t *at)
+{
+    if (segment_is_closed(seg))
+        return RING_CLOSED;
+    record rec;
+    uint64_t next = *at;
+    while (ring_frozen_next(frozen, &next, &rec) == RING_OK) {
+        if (rec.pipe == peer_id && (rec.head.flags & FLAG_SEND_TYPE) == SEND_TO_ONE) {
+            int rc = forward(peers, turn, frozen, &rec, true, take_nothing, NULL);
+            if (rc == RING_TOO_LONG)
+                give_up(seg);
+            else if (rc != RING_OK)
+                return rc;
+        }
+        *at = next;
+    }
+    return RING_OK;
+}

@@ -1,0 +1,145 @@
+/* A Socket's part in shared memory, and sending through its pipes.
+ *
+ * A segment belongs to one Socket:
+ *
+ *   page 0     segment header | inbox's ring header | pending's ring header
+ *   page 1..   pipe table: PIPE_SLOTS slots of 64 bytes (sparse: a page exists once a pipe is in it)
+ *   then       data of the inbox, data of pending (sparse as well)
+ *
+ * inbox holds what peers sent to us. pending holds to-one messages that were sent while no peer was connected.
+ *
+ * The pipe table is written by the owner (the process that made the Socket) alone, and read by every process that
+ * shares the Socket. A pipe id is generation << 16 | slot, so that a slot can be used again under a new id and an id
+ * leads to its slot without a search. Each change raises `version`; a reader who sees a new version brings its own list
+ * of peers up to date (it must map their segments, which is not this layer's business: see peer_list).
+ *
+ * Order of a Socket's queued and direct messages: the owner publishes a pipe while it holds pending's producers' lock,
+ * and a sender who found no pipe looks at `version` again under that lock, so a message never goes to pending behind
+ * the back of a pipe; and senders move what is pending into pipes before they send what is theirs. */
+#ifndef MULTISOCKET_ENDPOINT_H
+#define MULTISOCKET_ENDPOINT_H
+
+#include "ring.h"
+
+#define PIPE_SLOTS 65536u
+#define SEGMENT_NAME_SIZE 32
+#define SEGMENT_PAGE 4096u
+
+enum { PIPE_FREE = 0, PIPE_CONNECTING = 1, PIPE_OPEN = 2 };
+
+typedef struct {
+    alignas(RING_LINE) _Atomic uint32_t id; /* 0 while free; stored last when a slot is filled, first when emptied */
+    _Atomic uint32_t state;
+    uint32_t peer_id;     /* what the peer calls this pipe: goes into the records for it */
+    uint32_t generation;
+    _Atomic uint64_t sent; /* messages; written under the producers' lock of the peer's ring */
+    char peer[SEGMENT_NAME_SIZE]; /* the peer's segment; empty when the peer discards all it gets */
+} pipe_slot;
+
+typedef struct {
+    uint32_t magic;
+    uint32_t layout;
+    uint64_t size;            /* of the whole segment, bytes */
+    uint64_t inbox_capacity;  /* bytes */
+    uint64_t pending_capacity;
+    _Atomic uint32_t closed;  /* by its owner, or by who found the owner dead */
+    _Atomic uint32_t version; /* of the pipe table */
+    _Atomic uint32_t high;    /* no slot above it was ever used */
+    event pipes_changed;
+    _Atomic uint64_t sent_before; /* messages through pipes that are gone */
+    _Atomic uint64_t dropped;     /* messages given up: best effort, no such path left */
+    alignas(RING_LINE) ring_shared inbox;
+    ring_shared pending;
+} segment_header;
+
+_Static_assert(sizeof(pipe_slot) == 64, "a slot is one cache line");
+_Static_assert(sizeof(segment_header) <= SEGMENT_PAGE, "the header is one page");
+
+/* A process's view of a segment. */
+typedef struct {
+    segment_header *shared;
+    pipe_slot *slots;
+    ring inbox;
+    ring pending;
+    int fd;
+    _Atomic uint32_t send_spin; /* ns that the next wait to send may spin */
+} segment;
+
+uint64_t segment_size(uint64_t inbox_capacity, uint64_t pending_capacity);
+
+/* Initialises a fresh mapping. RING_OK, RING_NO_MEMORY or RING_CORRUPT (no robust mutexes here). */
+int segment_init(void *base, int fd, uint64_t inbox_capacity, uint32_t inbox_limit, uint64_t pending_capacity,
+                 uint32_t pending_limit);
+int segment_attach(segment *seg, void *base, uint64_t size, int fd);
+/* Freezes both rings and wakes all who wait: nothing goes in or out afterwards. Any process may do it. */
+void segment_close(segment *seg);
+static inline bool segment_is_closed(const segment *seg)
+{
+    return atomic_load_explicit(&seg->shared->closed, memory_order_acquire) != 0;
+}
+static inline uint32_t segment_version(const segment *seg)
+{
+    return atomic_load_explicit(&seg->shared->version, memory_order_acquire);
+}
+
+/* --- the pipe table; the owner calls these under a lock of its own --- */
+
+/* Takes a free slot for a pipe that is being made. 0 when there is none, or no memory for it. */
+uint32_t pipe_reserve(segment *seg);
+/* Lets messages through. peer: the name of the segment they go to, or "". */
+void pipe_open(segment *seg, uint32_t id, const char *peer, uint32_t peer_id);
+void pipe_release(segment *seg, uint32_t id);
+
+/* Anybody. The slot of a live pipe, or NULL. */
+pipe_slot *pipe_find(const segment *seg, uint32_t id);
+
+/* --- peers: this process's mapped view of the open pipes --- */
+
+typedef struct {
+    uint32_t id;
+    uint32_t peer_id;
+    pipe_slot *slot;
+    ring *inbox; /* of the peer; NULL when it discards all it gets */
+} peer;
+
+/* Never changes once made: a new version of the pipe table makes a new list. */
+typedef struct {
+    uint32_t version; /* of the pipe table that it shows */
+    uint32_t size;    /* entries of by_slot */
+    uint32_t receivers; /* peers with an inbox */
+    peer *by_slot[];  /* NULL where no open pipe is */
+} peer_list;
+
+enum {
+    SEND_STALE = 100, /* the pipe table changed: bring the list up to date and try again */
+    SEND_NO_PATH,     /* no such pipe */
+    SEND_TIMEOUT,
+    SEND_SIGNAL,      /* a signal came: let Python look, then go on */
+    SEND_SLICE        /* EVENT_SLICE_NS passed: look whether the owner lives, then go on */
+};
+
+/* Sends to the receiver with the shortest queue that has room, ties in turn (*turn). Nobody connected: into pending.
+ * RING_OK, RING_FULL, RING_BUSY (only without wait_lock), RING_CLOSED, RING_TOO_LONG, RING_NO_MEMORY, SEND_STALE. */
+int send_to_one(segment *seg, const peer_list *peers, uint32_t *turn, const message *m, bool wait_lock);
+
+/* The same for a row of messages: *done grows by those that were sent. */
+int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message *row, unsigned n, unsigned *done,
+             bool wait_lock);
+
+/* Sends through one pipe. Also SEND_NO_PATH. A pipe that is just being made: RING_FULL. */
+int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const message *m, bool wait_lock);
+
+/* Waits until a send of so many bytes might succeed: room in some receiver (or in pipe `id`, unless 0), room in pending
+ * when nobody is connected, or another version of the pipe table. RING_OK: try again; SEND_TIMEOUT, SEND_SIGNAL,
+ * SEND_SLICE. */
+int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, uint64_t bytes, int64_t deadline);
+
+/* Moves pending messages into pipes, as far as there is room. RING_OK when nothing is left. */
+int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bool wait_lock);
+
+/* Goes on through the frozen inbox of a peer that is gone, and sends its to-one messages of pipe peer_id to others.
+ * *at: where to go on, from ring_frozen_start. RING_OK at the end. */
+int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, const ring *frozen, uint32_t peer_id,
+                      uint64_t *at);
+
+#endif

@@ -1,0 +1,52 @@
+/* What the core needs from the operating system, and nothing else does.
+ * platform_linux.c is the only file that calls the kernel: port that one. */
+#ifndef MULTISOCKET_PLATFORM_H
+#define MULTISOCKET_PLATFORM_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Times are absolute nanoseconds on the monotonic clock. */
+#define NEVER INT64_MAX
+
+int64_t platform_now(void);
+
+enum { WAIT_WOKEN = 0, WAIT_TIMEOUT = 1, WAIT_SIGNAL = 2 };
+
+/* Sleeps while *word == expected; ends by a wake, a changed word, the deadline or a signal. */
+int platform_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline);
+
+/* Sleeps while every words[i] == expected[i]. At most PLATFORM_WAIT_MANY of them. */
+#define PLATFORM_WAIT_MANY 128
+int platform_wait_many(_Atomic uint32_t *const *words, const uint32_t *expected, unsigned n, int64_t deadline);
+
+/* Wakes up to n sleepers of the word, in every process; gives the number woken. */
+int platform_wake(_Atomic uint32_t *word, int n);
+
+/* Makes sure that memory stands behind [base + offset, base + offset + length) of a shared mapping, so that no later
+ * store there can raise SIGBUS. 0, or -1 when there is none left. fd is the mapped file, or -1: it is needed only where
+ * platform_reserve_needs_fd() says so. */
+int platform_reserve(int fd, void *base, size_t offset, size_t length);
+int platform_reserve_needs_fd(void);
+
+/* Grows by one in the child of every fork, so a handle can tell that it was inherited. */
+uint32_t platform_fork_generation(void);
+
+/* Processors this process may run on: spinning helps nobody on one. */
+int platform_processors(void);
+
+/* True while some other process holds a write lock (fcntl) on the file. */
+int platform_is_locked(int fd);
+
+/* Tells the processor (and hyperthread sibling) that this is a spin loop. */
+static inline void platform_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+#endif

@@ -1,0 +1,173 @@
+#define _GNU_SOURCE
+#include "platform.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+/* The layout and flags of futex_waitv(2), for headers older than Linux 5.16. */
+#define WAITV_SIZE_U32 2u
+struct waitv_entry {
+    uint64_t expected;
+    uint64_t address;
+    uint32_t flags;
+    uint32_t reserved;
+};
+
+/* Without futex_waitv many words are watched by looking at them this often. */
+#define POLL_NS 1000000
+
+int64_t platform_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static struct timespec *to_timespec(int64_t deadline, struct timespec *out)
+{
+    if (deadline == NEVER)
+        return NULL;
+    if (deadline < 0)
+        deadline = 0;
+    out->tv_sec = (time_t)(deadline / 1000000000);
+    out->tv_nsec = (long)(deadline % 1000000000);
+    return out;
+}
+
+static int why_woken(long result)
+{
+    if (result >= 0 || errno == EAGAIN)
+        return WAIT_WOKEN;
+    if (errno == EINTR)
+        return WAIT_SIGNAL;
+    return WAIT_TIMEOUT;
+}
+
+int platform_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline)
+{
+    struct timespec buffer;
+    /* FUTEX_WAIT_BITSET takes an absolute time, FUTEX_WAIT a relative one. */
+    return why_woken(syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, to_timespec(deadline, &buffer), NULL,
+                             FUTEX_BITSET_MATCH_ANY));
+}
+
+static int poll_words(_Atomic uint32_t *const *words, const uint32_t *expected, unsigned n, int64_t deadline)
+{
+    int64_t slice = platform_now() + POLL_NS;
+    struct timespec buffer;
+    for (unsigned i = 0; i < n; i++)
+        if (atomic_load(words[i]) != expected[i])
+            return WAIT_WOKEN;
+    int rc =
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, to_timespec(slice < deadline ? slice : deadline, &buffer), NULL);
+    return rc == EINTR ? WAIT_SIGNAL : WAIT_TIMEOUT;
+}
+
+int platform_wait_many(_Atomic uint32_t *const *words, const uint32_t *expected, unsigned n, int64_t deadline)
+{
+    struct waitv_entry entries[PLATFORM_WAIT_MANY];
+    struct timespec buffer;
+    if (n > PLATFORM_WAIT_MANY)
+        n = PLATFORM_WAIT_MANY;
+    for (unsigned i = 0; i < n; i++)
+        entries[i] = (struct waitv_entry){.expected = expected[i],
+                                          .address = (uint64_t)(uintptr_t)words[i],
+                                          .flags = WAITV_SIZE_U32,
+                                          .reserved = 0};
+    long rc = syscall(SYS_futex_waitv, entries, n, 0, to_timespec(deadline, &buffer), CLOCK_MONOTONIC);
+    if (rc < 0 && (errno == ENOSYS || errno == EPERM))
+        return poll_words(words, expected, n, deadline);
+    return why_woken(rc);
+}
+
+int platform_wake(_Atomic uint32_t *word, int n)
+{
+    long woken = syscall(SYS_futex, word, FUTEX_WAKE, n, NULL, NULL, 0);
+    return woken < 0 ? 0 : (int)woken;
+}
+
+static int populate(void *start, size_t span)
+{
+    while (madvise(start, span, MADV_POPULATE_WRITE) != 0)
+        if (errno != EINTR && errno != EAGAIN)
+            return errno;
+    return 0;
+}
+
+int platform_reserve(int fd, void *base, size_t offset, size_t length)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t start = offset & ~(page - 1);
+    size_t span = (offset + length - start + page - 1) & ~(page - 1);
+    if (fd >= 0)
+        return posix_fallocate(fd, (off_t)start, (off_t)span) == 0 ? 0 : -1;
+    return populate((char *)base + start, span) == 0 ? 0 : -1;
+}
+
+/* MADV_POPULATE_WRITE came with Linux 5.14; before it only the file can be asked for memory. */
+int platform_reserve_needs_fd(void)
+{
+    static _Atomic int answer = -1;
+    int known = atomic_load(&answer);
+    if (known >= 0)
+        return known;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *probe = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (probe == MAP_FAILED)
+        return 0;
+    known = populate(probe, page) == EINVAL;
+    munmap(probe, page);
+    atomic_store(&answer, known);
+    return known;
+}
+
+static _Atomic uint32_t fork_generation;
+
+static void count_fork(void)
+{
+    atomic_fetch_add(&fork_generation, 1);
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, count_fork);
+}
+
+uint32_t platform_fork_generation(void)
+{
+    return atomic_load_explicit(&fork_generation, memory_order_relaxed);
+}
+
+int platform_processors(void)
+{
+    static _Atomic int known;
+    int count = atomic_load_explicit(&known, memory_order_relaxed);
+    if (count)
+        return count;
+    cpu_set_t set;
+    count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 2;
+    atomic_store_explicit(&known, count, memory_order_relaxed);
+    return count;
+}
+
+int platform_is_locked(int fd)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (fcntl(fd, F_GETLK, &lock) != 0)
+        return 1; /* cannot tell: believe that it lives */
+    return lock.l_type != F_UNLCK;
+}
