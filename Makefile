@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CORES := $(shell nproc 2>/dev/null || echo 2)
-# An editable install looks at every import whether the native core must be rebuilt; make has done that already.
-export MESONPY_EDITABLE_SKIP := $(CURDIR)/build
 C_SOURCES := $(wildcard shm/*.c shm/*.h tests/shm/*.c tests/shm/*.h)
 
 .PHONY: demo test lint format sanitize bench build clean
@@ -35,7 +33,7 @@ bench: $(VENV)/.bench
 
 build: $(INSTALLED)
 
-# The package is installed anew when its native sources or its build files change; Python files are used in place.
+# Installed in place: Python files count at once, and an import rebuilds the native core when its sources changed.
 $(INSTALLED): $(VENV)/.ready $(wildcard shm/*.c shm/*.h shm/*.pyx shm/*.pyi shm/meson.build) meson.build pyproject.toml
 	$(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build --editable '.[dev]'
 	@touch $@

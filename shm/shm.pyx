@@ -530,9 +530,9 @@ cdef class _Mapping:
 cdef object _create_memory(str name, uint64_t size):
     try:
         return posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=size)
-    except OSError as error:
-        if isinstance(error, FileExistsError):
-            raise
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(f"shared memory {name} exists already: take another name, or unlink it") from None
+    except (OSError, posix_ipc.Error) as error:
         raise OutOfSharedMemory(f"could not create {size} bytes of shared memory named {name}: {error}") from error
 
 
@@ -830,7 +830,7 @@ cdef class Segment(_Mapping):
             return known
         try:
             memory = posix_ipc.SharedMemory(name)
-        except (posix_ipc.ExistentialError, OSError) as error:
+        except (posix_ipc.Error, OSError) as error:
             raise FileNotFoundError(f"shared memory {name} is gone: its Socket is closed ({error})") from None
         self = <Segment>Segment.__new__(Segment)
         self.map(memory)
@@ -1179,7 +1179,7 @@ cdef class Endpoint:
             _check_length(view.len)
             _describe(&m, SEND_TO_DEST, self.ttl, view.buf, view.len)
             _set_paths(&m, b"", path)
-            self.deliver(&m, get_u32(<const uint8_t *>PyBytes_AS_STRING(path)), timeout)
+            self.deliver_by_type(&m, timeout)
         finally:
             PyBuffer_Release(&view)
 
@@ -1204,41 +1204,50 @@ cdef class Endpoint:
 
     cdef int deliver_to_all(self, message *m, object timeout) except -1:
         cdef Segment segment = self.alive()
-        cdef _Peers peers = self.current_peers(segment)
         cdef int64_t deadline
-        cdef int sent = 0
+        cdef int sent = 0, rc
         cdef list later = []
+        if self.refuses_send:
+            raise NotSupported("this Socket was made with no_send=True: it only receives")
         if timeout is _unset:
             timeout = self.send_timeout
         deadline = _deadline(timeout)
-        for number in peers.by_id:
-            if self.deliver_or_not(m, number, 0):
+        for number in self.current_peers(segment).by_id:
+            rc = self.try_pipe(segment, m, number)
+            if rc == RING_OK:
                 sent += 1
-            else:
+            elif rc == RING_FULL and self.best_effort:
+                segment.seg.shared.dropped += 1
+            elif rc == RING_FULL:
                 later.append(number)
         for number in later:
             try:
-                sent += self.deliver_or_not(m, number, deadline)
+                self.deliver_until(m, number, deadline)
+                sent += 1
+            except BrokenPath:
+                pass
             except Timeout as error:
                 error.sent = sent
                 raise
         return sent
 
-    cdef bint deliver_or_not(self, message *m, uint32_t pipe, int64_t deadline) except -1:
-        """False: no room at once (deadline 0), left out (best effort), or the peer is gone meanwhile."""
-        cdef bint at_once = deadline == 0
-        try:
-            if at_once:
-                self.deliver(m, pipe, 0)
-            else:
-                self.deliver(m, pipe, None if deadline == NEVER else max(0.0, (deadline - platform_now()) / 1e9))
-        except (BrokenPath, MessageDropped):
-            return False
-        except Timeout:
-            if at_once:
-                return False
-            raise
-        return True
+    cdef int try_pipe(self, Segment segment, message *m, uint32_t pipe) except -1:
+        """RING_OK, RING_FULL, or SEND_NO_PATH when the peer is gone meanwhile."""
+        cdef _Peers peers
+        cdef int rc = RING_BUSY
+        if m.length < LONG_COPY:
+            rc = send_by_pipe(&segment.seg, self.current_peers(segment).list, pipe, m, False)
+        while rc == RING_BUSY or rc == SEND_STALE:
+            peers = self.current_peers(segment)
+            with nogil:
+                rc = send_by_pipe(&segment.seg, peers.list, pipe, m, True)
+        if rc != RING_OK and rc != RING_FULL and rc != SEND_NO_PATH:
+            raise self.failure(segment, rc, m.length)
+        return rc
+
+    cdef int deliver_until(self, message *m, uint32_t pipe, int64_t deadline) except -1:
+        left = None if deadline == NEVER else max(0.0, (deadline - platform_now()) / 1e9)
+        return self.deliver(m, pipe, left)
 
     def send_msg(self, Message msg not None, timeout=_unset):
         """Sends a message as it is, with its paths, flags and ttl: forwards it, as a switch does.
@@ -1269,7 +1278,10 @@ cdef class Endpoint:
             return 0
         if m.distance == 0:
             raise BrokenPath("the message is for a destination and has arrived: there is no pipe to pass it on to")
-        return self.deliver(m, get_u32(m.destination), timeout)
+        cdef uint32_t pipe = get_u32(m.destination)
+        if pipe == 0:
+            raise BrokenPath("pipe 0 of the destination is gone, or never was: ids begin with 1")
+        return self.deliver(m, pipe, timeout)
 
     # --- sending many ---
 

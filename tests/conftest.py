@@ -1,0 +1,186 @@
+"""What all tests share: addresses of their own, processes that are never left behind, and a look for leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import multisocket as ms
+from multisocket import names
+
+DEADLINE = 30.0
+START_METHODS = ["fork", "spawn", "forkserver"]
+
+
+def names_in_shm() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("ms-")}
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
+    """Looks until the condition gives something true. Only for what cannot be waited for by itself."""
+    end = time.monotonic() + deadline
+    while not (result := condition()):
+        assert time.monotonic() < end, f"waited {deadline} s in vain: {what}"
+        time.sleep(0.002)
+    return result
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a path short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="ms"))
+    yield path
+    sockets = [one for one in path.rglob("*") if stat.S_ISSOCK(one.lstat().st_mode)]
+    shutil.rmtree(path)
+    assert not sockets, "socket files are left behind"
+
+
+@pytest.fixture
+def ipc(folder: Path) -> str:
+    return f"ipc://{folder}/s"
+
+
+@pytest.fixture(params=["inproc", "ipc"])
+def address(request: pytest.FixtureRequest, folder: Path) -> str:
+    """An address of each local transport."""
+    return f"ipc://{folder}/s" if request.param == "ipc" else f"inproc://{folder.name}"
+
+
+class Processes:
+    """Starts processes; ends those that are left at the end of the test."""
+
+    def __init__(self) -> None:
+        self._started: list[Any] = []
+
+    def start(self, target: Callable[..., Any], *args: Any, method: str = "fork") -> Any:
+        process = multiprocessing.get_context(method).Process(target=target, args=args)
+        process.start()
+        self._started.append(process)
+        return process
+
+    def run(self, code: str, *args: str) -> subprocess.Popen[str]:
+        """A fresh interpreter."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._started.append(process)
+        return process
+
+    def join(self, *processes: Any, ok: bool = True) -> None:
+        for process in processes:
+            process.join(DEADLINE)
+            assert process.exitcode is not None, "a process hangs"
+            assert not ok or process.exitcode == 0, f"a process ended with {process.exitcode}"
+
+    def end(self) -> None:
+        for process in self._started:
+            with contextlib.suppress(ProcessLookupError, OSError):
+                process.kill()
+            if isinstance(process, subprocess.Popen):
+                process.communicate()
+            else:
+                process.join()
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    running = Processes()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def threads(folder: Path) -> Iterator[Callable[..., threading.Thread]]:
+    """Starts threads, and sees that they end."""
+    started: list[threading.Thread] = []
+
+    def start(target: Callable[..., Any], *args: Any) -> threading.Thread:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        thread.start()
+        started.append(thread)
+        return thread
+
+    yield start
+    for thread in started:
+        thread.join(DEADLINE)
+        assert not thread.is_alive(), "a thread hangs"
+
+
+@pytest.fixture
+def make_socket(folder: Path) -> Iterator[Callable[..., ms.Socket]]:
+    """Makes Sockets that are closed at the end of the test, before the folder of their addresses goes."""
+    with contextlib.ExitStack() as made:
+        yield lambda **options: made.enter_context(ms.Socket(**{"send_stop_timeout": 0.0, **options}))
+
+
+@pytest.fixture
+def pair(make_socket: Callable[..., ms.Socket], address: str) -> tuple[ms.Socket, ms.Socket]:
+    """A listening and a dialing Socket, connected, over each local transport."""
+    return connected(make_socket, address)
+
+
+def connected(make_socket: Callable[..., ms.Socket], address: str, **options: Any) -> tuple[ms.Socket, ms.Socket]:
+    server, client = make_socket(**options), make_socket(**options)
+    server.listen(address)
+    client.dial(address)
+    return server, client
+
+
+def _children() -> set[int]:
+    """Child processes, but for multiprocessing's own servants."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            found |= {int(pid) for pid in Path(f"/proc/self/task/{task}/children").read_text().split()}
+    return {pid for pid in found if not _is_servant(pid)}
+
+
+def _is_servant(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"resource_tracker" in command or b"forkserver" in command or not command
+    return True
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """No process, no shared memory of this process."""
+    yield
+    assert not _children(), "child processes are left behind"
+    prefix = Path(names.guard_path()).name.removesuffix(".guard")
+    left = {name for name in names_in_shm() if name.startswith(f"{prefix}-")}
+    assert not left, "shared memory is left behind"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        ms.clean()
+        session.config.stash[_before] = names_in_shm()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """When all workers have ended, and one process has looked after what was killed, nothing is left."""
+    if hasattr(session.config, "workerinput"):
+        return
+    ms.clean()
+    own = Path(names.guard_path()).name
+    left = names_in_shm() - session.config.stash[_before] - {own}
+    if left:
+        print(f"\nleft behind in /dev/shm: {sorted(left)}")
+        session.exitstatus = 1
+
+
+_before = pytest.StashKey[set[str]]()
