@@ -241,7 +241,7 @@ class Connector:
         """Ends everything. First, for up to ``drain`` seconds, waits until what is to be sent has been."""
         if drain > 0:
             with self._settled:
-                self._settled.wait_for(self._settle, drain)
+                self._settled.wait_for(self._is_drained, drain)
         with self._lock:
             if self._closed:
                 return
@@ -253,6 +253,15 @@ class Connector:
         for pipe in self.pipes:
             self._remove(pipe)
             pipe._link.close()
+
+    def _is_drained(self) -> bool:
+        """Nothing is left to send, or nobody is there who could take it."""
+        if self._settle():
+            return True
+        if self._pipes:
+            return False
+        # What a peer that is gone had not received was delivered once: it is not waited for.
+        return not (self._endpoint.stats()["pending"] and (self._dialers or self._listeners))
 
     def _require_open(self) -> None:
         if self._closed:

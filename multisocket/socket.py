@@ -53,6 +53,7 @@ class Socket(Endpoint):
             self, segment, receives=not values["no_recv"], pipe_limit=values["pipe_limit"]
         )
         self._closing = threading.Lock()
+        self._is_removed = False
         _open_sockets.add(self)
         _close_all_at_exit()
 
@@ -205,9 +206,10 @@ class Socket(Endpoint):
             return
         self._connector.close(drain)
         with self._closing:
-            if self in _open_sockets:
-                _open_sockets.discard(self)
+            if not self._is_removed:
                 names.remove_segment(self._name)
+            self._is_removed = True
+        _open_sockets.discard(self)
         self._detach()
 
     def __enter__(self) -> Socket:
