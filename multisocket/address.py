@@ -11,7 +11,9 @@ from .errors import BadAddress
 DIAL = "dial"
 LISTEN = "listen"
 
-_FORM = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<location>[^?#]*)(\?(?P<query>[^#]*))?(#(?P<direction>.*))?", re.S)
+_FORM = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<location>[^?#]*)(\?(?P<query>[^#]*))?(#(?P<direction>.*))?", re.S
+)
 
 
 @dataclass(frozen=True)

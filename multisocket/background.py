@@ -32,6 +32,7 @@ class Timer:
         self._call = None
 
     def fire(self) -> None:
+        """Makes the call, once."""
         call, self._call = self._call, None
         if call is not None:
             call()
@@ -56,6 +57,7 @@ class Background:
 
     @property
     def is_current_thread(self) -> bool:
+        """Whether the caller runs in it."""
         return threading.current_thread() is self._thread
 
     def call(self, function: Callable[[], None]) -> None:

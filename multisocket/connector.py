@@ -186,10 +186,12 @@ class Connector:
 
     @property
     def pipes(self) -> list[Pipe]:
+        """The live pipes."""
         with self._lock:
             return list(self._pipes.values())
 
     def listen(self, text: str, **given: Any) -> Listener:
+        """See :meth:`multisocket.Socket.listen`."""
         address = _addressed(text, "listen")
         resolve(LISTENER, {**from_address(LISTENER, address.options), **given})
         self._require_open()
@@ -199,6 +201,7 @@ class Connector:
         return listener
 
     def dial(self, text: str, **given: Any) -> Dialer:
+        """See :meth:`multisocket.Socket.dial`."""
         address = _addressed(text, "dial")
         options = resolve(DIALER, {**from_address(DIALER, address.options), **given})
         transport.find(address)
@@ -216,10 +219,12 @@ class Connector:
         return dialer
 
     def stop_listen(self, text: str) -> None:
+        """See :meth:`multisocket.Socket.stop_listen`."""
         address = str(parse(text))
         self._stop(text, [one for one in self._listeners if address in (one.address, one.asked)])
 
     def stop_dial(self, text: str) -> None:
+        """See :meth:`multisocket.Socket.stop_dial`."""
         address = str(parse(text))
         self._stop(text, [one for one in self._dialers if address == one.address])
 
@@ -230,6 +235,7 @@ class Connector:
             one.close()
 
     def close_pipe(self, pipe_id: int) -> None:
+        """See :meth:`multisocket.Socket.close_pipe`."""
         with self._lock:
             pipe = self._pipes.get(pipe_id)
         if pipe is None:

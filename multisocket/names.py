@@ -1,15 +1,16 @@
 """Names in shared memory, and who may still need them.
 
-All names that a process creates start with one prefix, ``/ms-<12 hex digits>``. The first of them, ``<prefix>.guard``,
-is a file that the process keeps locked while it lives. The kernel drops the lock at the process's end, however it ends,
-so anybody can tell a live prefix from a dead one, in any PID namespace. The lock is a POSIX record lock (``fcntl``), and
-not a ``flock``, because a child made by fork does not inherit it: a dead owner is not kept alive by its children.
+All names that a process creates start with one prefix, ``/ms-<12 hex digits>``. The first of them,
+``<prefix>.guard``, is a file that the process keeps locked while it lives. The kernel drops the lock at the process's
+end, however it ends, so anybody can tell a live prefix from a dead one, in any PID namespace. The lock is a POSIX
+record lock (``fcntl``), and not a ``flock``, because a child made by fork does not inherit it: a dead owner is not
+kept alive by its children.
 
 The guard also lists the socket paths that the process has bound, a JSON line each (``["+", path]``, ``["-", path]``),
 so that a janitor can remove those as well.
 
-One trap of record locks: closing *any* descriptor of the file drops the process's lock, so a process never opens its own
-guard a second time.
+One trap of record locks: closing *any* descriptor of the file drops the process's lock, so a process never opens its
+own guard a second time.
 """
 
 from __future__ import annotations

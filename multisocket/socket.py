@@ -45,9 +45,7 @@ class Socket(Endpoint):
 
     def __init__(self, **options: Any) -> None:
         values = resolve(SOCKET, options)
-        segment = names.new_segment(
-            values["recv_queue_bytes"], values["recv_queue_size"], values["send_queue_size"]
-        )
+        segment = names.new_segment(values["recv_queue_bytes"], values["recv_queue_size"], values["send_queue_size"])
         self._join(segment, names.guard_path(), values, owned=True)
         self._connector: Connector | None = Connector(
             self, segment, receives=not values["no_recv"], pipe_limit=values["pipe_limit"]

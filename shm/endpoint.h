@@ -30,7 +30,7 @@ enum { PIPE_FREE = 0, PIPE_CONNECTING = 1, PIPE_OPEN = 2 };
 typedef struct {
     alignas(RING_LINE) _Atomic uint32_t id; /* 0 while free; stored last when a slot is filled, first when emptied */
     _Atomic uint32_t state;
-    uint32_t peer_id;     /* what the peer calls this pipe: goes into the records for it */
+    uint32_t peer_id; /* what the peer calls this pipe: goes into the records for it */
     uint32_t generation;
     _Atomic uint64_t sent; /* messages; written under the producers' lock of the peer's ring */
     char peer[SEGMENT_NAME_SIZE]; /* the peer's segment; empty when the peer discards all it gets */
@@ -39,15 +39,15 @@ typedef struct {
 typedef struct {
     uint32_t magic;
     uint32_t layout;
-    uint64_t size;            /* of the whole segment, bytes */
-    uint64_t inbox_capacity;  /* bytes */
+    uint64_t size; /* of the whole segment, bytes */
+    uint64_t inbox_capacity; /* bytes */
     uint64_t pending_capacity;
-    _Atomic uint32_t closed;  /* by its owner, or by who found the owner dead */
+    _Atomic uint32_t closed; /* by its owner, or by who found the owner dead */
     _Atomic uint32_t version; /* of the pipe table */
-    _Atomic uint32_t high;    /* no slot above it was ever used */
+    _Atomic uint32_t high; /* no slot above it was ever used */
     event pipes_changed;
     _Atomic uint64_t sent_before; /* messages through pipes that are gone */
-    _Atomic uint64_t dropped;     /* messages given up: best effort, no such path left */
+    _Atomic uint64_t dropped; /* messages given up: best effort, no such path left */
     alignas(RING_LINE) ring_shared inbox;
     ring_shared pending;
 } segment_header;
@@ -105,17 +105,17 @@ typedef struct {
 /* Never changes once made: a new version of the pipe table makes a new list. */
 typedef struct {
     uint32_t version; /* of the pipe table that it shows */
-    uint32_t size;    /* entries of by_slot */
+    uint32_t size; /* entries of by_slot */
     uint32_t receivers; /* peers with an inbox */
-    peer *by_slot[];  /* NULL where no open pipe is */
+    peer *by_slot[]; /* NULL where no open pipe is */
 } peer_list;
 
 enum {
     SEND_STALE = 100, /* the pipe table changed: bring the list up to date and try again */
-    SEND_NO_PATH,     /* no such pipe */
+    SEND_NO_PATH, /* no such pipe */
     SEND_TIMEOUT,
-    SEND_SIGNAL,      /* a signal came: let Python look, then go on */
-    SEND_SLICE        /* EVENT_SLICE_NS passed: look whether the owner lives, then go on */
+    SEND_SIGNAL, /* a signal came: let Python look, then go on */
+    SEND_SLICE /* EVENT_SLICE_NS passed: look whether the owner lives, then go on */
 };
 
 /* Sends to the receiver with the shortest queue that has room, ties in turn (*turn). Nobody connected: into pending.

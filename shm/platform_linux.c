@@ -72,8 +72,8 @@ static int poll_words(_Atomic uint32_t *const *words, const uint32_t *expected, 
     for (unsigned i = 0; i < n; i++)
         if (atomic_load(words[i]) != expected[i])
             return WAIT_WOKEN;
-    int rc =
-        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, to_timespec(slice < deadline ? slice : deadline, &buffer), NULL);
+    int rc = clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, to_timespec(slice < deadline ? slice : deadline, &buffer),
+                             NULL);
     return rc == EINTR ? WAIT_SIGNAL : WAIT_TIMEOUT;
 }
 
@@ -84,10 +84,8 @@ int platform_wait_many(_Atomic uint32_t *const *words, const uint32_t *expected,
     if (n > PLATFORM_WAIT_MANY)
         n = PLATFORM_WAIT_MANY;
     for (unsigned i = 0; i < n; i++)
-        entries[i] = (struct waitv_entry){.expected = expected[i],
-                                          .address = (uint64_t)(uintptr_t)words[i],
-                                          .flags = WAITV_SIZE_U32,
-                                          .reserved = 0};
+        entries[i] = (struct waitv_entry){
+            .expected = expected[i], .address = (uint64_t)(uintptr_t)words[i], .flags = WAITV_SIZE_U32, .reserved = 0};
     long rc = syscall(SYS_futex_waitv, entries, n, 0, to_timespec(deadline, &buffer), CLOCK_MONOTONIC);
     if (rc < 0 && (errno == ENOSYS || errno == EPERM))
         return poll_words(words, expected, n, deadline);

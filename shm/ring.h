@@ -45,13 +45,13 @@
 
 enum {
     RING_OK = 0,
-    RING_EMPTY,     /* nothing to take */
-    RING_FULL,      /* no room now */
-    RING_BUSY,      /* somebody else holds the lock (only when asked not to wait for it) */
-    RING_CLOSED,    /* nothing goes in or out any more */
-    RING_TOO_LONG,  /* would not fit into the empty ring */
+    RING_EMPTY, /* nothing to take */
+    RING_FULL, /* no room now */
+    RING_BUSY, /* somebody else holds the lock (only when asked not to wait for it) */
+    RING_CLOSED, /* nothing goes in or out any more */
+    RING_TOO_LONG, /* would not fit into the empty ring */
     RING_NO_MEMORY, /* the system has no memory for these pages */
-    RING_CORRUPT    /* what stands in shared memory contradicts itself */
+    RING_CORRUPT /* what stands in shared memory contradicts itself */
 };
 
 typedef struct {
@@ -59,7 +59,7 @@ typedef struct {
     uint32_t magic;
     uint32_t layout;
     uint64_t capacity; /* bytes */
-    uint32_t limit;    /* records */
+    uint32_t limit; /* records */
     /* Written under both locks, read anywhere. */
     _Atomic uint32_t closed;
     /* Sends that found no room and waited; any process adds. */
@@ -67,10 +67,10 @@ typedef struct {
 
     /* Owned by the holder of the producers' lock. */
     alignas(RING_LINE) pthread_mutex_t producers;
-    uint64_t seen_head;       /* head when last looked at: saves reading a line that consumers write */
-    _Atomic uint64_t pushed;  /* records ever published; low half equals tail.count */
+    uint64_t seen_head; /* head when last looked at: saves reading a line that consumers write */
+    _Atomic uint64_t pushed; /* records ever published; low half equals tail.count */
     alignas(RING_LINE) _Atomic uint64_t tail;
-    uint64_t reserved;        /* bytes of data that have memory behind them */
+    uint64_t reserved; /* bytes of data that have memory behind them */
 
     /* Owned by the holder of the consumers' lock. */
     alignas(RING_LINE) pthread_mutex_t consumers;
@@ -79,7 +79,7 @@ typedef struct {
     alignas(RING_LINE) _Atomic uint64_t head;
 
     alignas(RING_LINE) event readable; /* notified by producers */
-    alignas(RING_LINE) event room;     /* notified by consumers */
+    alignas(RING_LINE) event room; /* notified by consumers */
 } ring_shared;
 
 /* A process's own view of a ring. Sizes are copied here once checked: shared ones are never trusted again. */
@@ -87,10 +87,10 @@ typedef struct {
     ring_shared *shared;
     uint8_t *data;
     uint64_t capacity; /* bytes, a power of two */
-    uint32_t units;    /* capacity in units */
+    uint32_t units; /* capacity in units */
     uint32_t limit;
-    int fd;             /* of the mapped file, where platform_reserve needs it; else -1 */
-    void *base;         /* of the mapping, for platform_reserve */
+    int fd; /* of the mapped file, where platform_reserve needs it; else -1 */
+    void *base; /* of the mapping, for platform_reserve */
     _Atomic uint32_t spin; /* ns that the next wait may spin, learnt from the last ones */
 } ring;
 
@@ -119,7 +119,7 @@ bool ring_has_room(const ring *r, uint64_t message_bytes);
 /* --- producing: begin, put*, publish, end --- */
 typedef struct {
     ring *r;
-    uint64_t tail;  /* where the next record goes */
+    uint64_t tail; /* where the next record goes */
     unsigned added; /* records put but not published */
     unsigned total; /* records published since begin */
 } ring_writer;
@@ -128,7 +128,7 @@ typedef struct {
 int ring_begin(ring *r, ring_writer *w, bool wait);
 int ring_put(ring_writer *w, uint32_t pipe, const message *m);
 void ring_publish(ring_writer *w); /* one step for all that was put */
-void ring_end(ring_writer *w);     /* drops what was not published, unlocks, wakes consumers */
+void ring_end(ring_writer *w); /* drops what was not published, unlocks, wakes consumers */
 
 /* begin, put, publish, end. */
 int ring_push(ring *r, uint32_t pipe, const message *m, bool wait);

@@ -27,7 +27,6 @@ from .. import names
 from ..address import Address
 from ..background import background
 from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
-
 from .hello import Hello
 
 if TYPE_CHECKING:
@@ -71,7 +70,9 @@ def _unix_path(address: Address) -> str:
         raise BadAddress(f"{str(address)!r}: a path holds no zero byte")
     size = len(os.fsencode(path))
     if size > _LONGEST_PATH:
-        raise BadAddress(f"{address}: the path has {size} bytes, a socket's has at most {_LONGEST_PATH}; take a shorter")
+        raise BadAddress(
+            f"{address}: the path has {size} bytes, a socket's has at most {_LONGEST_PATH}; take a shorter"
+        )
     return "\0" + path[1:] if path.startswith("@") else path
 
 
@@ -96,7 +97,9 @@ def _why_not_connected(address: Address, error: OSError) -> Error:
         return ConnectionRefused(f"nobody listens at {address}: there is no such path")
     if isinstance(error, BlockingIOError):
         return ConnectionRefused(f"too many wait for a connection at {address} already")
-    if error.errno == errno.ENOTSOCK or (isinstance(error, ConnectionRefusedError) and _is_other_file(address.location)):
+    if error.errno == errno.ENOTSOCK or (
+        isinstance(error, ConnectionRefusedError) and _is_other_file(address.location)
+    ):
         return BadAddress(f"{address} is no socket: it is another kind of file")
     if isinstance(error, ConnectionRefusedError):
         return ConnectionRefused(f"nobody listens at {address} any more")
@@ -389,5 +392,3 @@ def _read_hello(body: bytes) -> Hello:
     if not names.is_segment_name(segment) or type(pipe) is not int or not 0 < pipe < 2**32:
         raise BadMessage("the peer's hello is broken")
     return Hello(str(segment), pipe, bool(receives), pid if isinstance(pid, int) else 0)
-
-

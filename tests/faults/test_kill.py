@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, START_METHODS, Processes, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, START_METHODS, Processes, wait_until
 from multisocket.protocol import Pull, Push
 from multisocket.shm import Ring
 
@@ -100,9 +100,7 @@ def _counted(folder: Path) -> int:
 
 
 def _check(folder: Path, killed_consumers: int) -> None:
-    got = Counter(
-        pair for file in folder.glob("consumer*") for pair in RECORD.iter_unpack(_whole(file.read_bytes()))
-    )
+    got = Counter(pair for file in folder.glob("consumer*") for pair in RECORD.iter_unpack(_whole(file.read_bytes())))
     assert max(got.values()) == 1, "twice"
     lost = 0
     for file in folder.glob("producer*"):

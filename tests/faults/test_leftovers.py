@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Processes, names_in_shm, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, Processes, names_in_shm, wait_until
 from multisocket import names
 
 PROGRAM = """
@@ -163,8 +163,8 @@ def test_a_collected_socket_is_closed_with_a_warning() -> None:
     sock = ms.Socket()
     name = sock._name.lstrip("/")
     assert name in names_in_shm()
+    del sock
     with pytest.warns(ResourceWarning, match="was not closed"):
-        del sock
         gc.collect()
     assert name not in names_in_shm()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import DEADLINE, START_METHODS, Processes, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, START_METHODS, Processes, wait_until
 from multisocket.protocol import Pull, Push
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, START_METHODS, Processes, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multisocket as ms
+from conftest import DEADLINE, START_METHODS, Processes, wait_until
 from multisocket import shm
 from multisocket.shm import Ring
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from conftest import DEADLINE, connected, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, connected, wait_until
 
 Make = Callable[..., ms.Socket]
 Pair = tuple[ms.Socket, ms.Socket]
@@ -289,7 +289,14 @@ def _stranger(path: str, said: bytes) -> bytes:
 
 
 def _hello(**changes: object) -> bytes:
-    body = {"multisocket": 1, "segment": "/ms-0123456789ab-1", "pipe": 1, "receives": True, "pid": 1, **changes}
+    body = {
+        "multisocket": 1,
+        "segment": "/ms-0123456789ab-1",
+        "pipe": 1,
+        "receives": True,
+        "pid": 1,
+        **changes,
+    }
     packed = msgpack.packb(body)
     return struct.pack(">I", len(packed)) + packed
 

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from conftest import DEADLINE, connected, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multisocket as ms
+from conftest import DEADLINE, connected, wait_until
 from multisocket.message import CONTROL, NO_SOURCE, TO_ALL, TO_DESTINATION, TO_ONE
 
 Pair = tuple[ms.Socket, ms.Socket]
@@ -185,9 +185,7 @@ def test_forwarding_keeps_the_way_back(make_socket: Make, folder: object) -> Non
     back = next(pipe for pipe in node_front.pipes if pipe.dialed)
     node_front.close_pipe(msg.pipe_id + 99) if False else None
     node_front.send_msg(
-        ms.Message(
-            msg.content, send_type=TO_DESTINATION, destination=(back.id,), source=msg.source, ttl=msg.ttl
-        )
+        ms.Message(msg.content, send_type=TO_DESTINATION, destination=(back.id,), source=msg.source, ttl=msg.ttl)
     )
     request = server.recv_msg(DEADLINE)
     assert (request.source, request.ttl, request.destination) == ((1, *msg.source), 14, ())

@@ -68,7 +68,7 @@ def test_bad_addresses(make_socket: Make, text: Any, match: str) -> None:
 
 def test_unknown_scheme(make_socket: Make) -> None:
     for use in (make_socket().listen, make_socket().dial):
-        with pytest.raises(ms.BadTransport, match="no transport for 'carrier'.*inproc, ipc"):
+        with pytest.raises(ms.BadTransport, match=r"no transport for 'carrier'.*inproc, ipc"):
             use("carrier://pigeon")
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, START_METHODS, Processes, connected, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, START_METHODS, Processes, connected, wait_until
 from multisocket.protocol import Pull, Push
 from multisocket.shm import Ring
 
@@ -27,9 +27,7 @@ def _answer(sock: ms.Socket, n: int) -> None:
 
 
 @methods
-def test_children_receive_and_answer(
-    make_socket: Make, address: str, processes: Processes, method: str
-) -> None:
+def test_children_receive_and_answer(make_socket: Make, address: str, processes: Processes, method: str) -> None:
     server, client = connected(make_socket, address)
     children = [processes.start(_answer, server, 20, method=method) for _ in range(2)]
     client.send_many([b"%d" % i for i in range(40)])
@@ -47,9 +45,7 @@ def _send_later(sock: ms.Socket, gate: str, n: int) -> None:
 
 
 @methods
-def test_pipes_that_connect_later_are_usable(
-    make_socket: Make, ipc: str, processes: Processes, method: str
-) -> None:
+def test_pipes_that_connect_later_are_usable(make_socket: Make, ipc: str, processes: Processes, method: str) -> None:
     """The child starts when there is no pipe; it sends when there is one."""
     gate = Ring.create(f"/test-gate-{os.getpid()}-{method}")
     shared, peer = make_socket(), make_socket()
@@ -68,9 +64,7 @@ def _send_now(sock: ms.Socket, n: int) -> None:
 
 
 @methods
-def test_a_child_waits_for_the_first_peer(
-    make_socket: Make, ipc: str, processes: Processes, method: str
-) -> None:
+def test_a_child_waits_for_the_first_peer(make_socket: Make, ipc: str, processes: Processes, method: str) -> None:
     shared, peer = make_socket(send_queue_size=5), make_socket()
     child = processes.start(_send_now, shared, 50, method=method)
     wait_until(lambda: shared.stats()["pending"] == 5, "the child's messages are kept")
@@ -109,9 +103,7 @@ def _expect_closed(sock: ms.Socket, ready: str) -> None:
 
 
 @methods
-def test_closing_by_the_owner_ends_it_for_children(
-    make_socket: Make, processes: Processes, method: str
-) -> None:
+def test_closing_by_the_owner_ends_it_for_children(make_socket: Make, processes: Processes, method: str) -> None:
     ready = Ring.create(f"/test-ready-{os.getpid()}-{method}")
     sock = make_socket()
     children = [processes.start(_expect_closed, sock, ready.name, method=method) for _ in range(2)]
@@ -131,9 +123,7 @@ def _own(ipc: str, done: str) -> None:
 
 
 @methods
-def test_a_child_makes_its_own_sockets(
-    make_socket: Make, ipc: str, processes: Processes, method: str
-) -> None:
+def test_a_child_makes_its_own_sockets(make_socket: Make, ipc: str, processes: Processes, method: str) -> None:
     done = Ring.create(f"/test-done-{os.getpid()}-{method}")
     server = make_socket()
     server.listen(ipc)

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from conftest import DEADLINE, connected, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, connected, wait_until
 
 Make = Callable[..., ms.Socket]
 Start = Callable[..., threading.Thread]

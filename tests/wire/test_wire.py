@@ -45,7 +45,15 @@ def test_golden_bytes(msg: Message, wire: str) -> None:
 paths = st.lists(st.integers(0, 2**32 - 1), max_size=255)
 
 
-@given(st.binary(max_size=300), st.integers(0, 2), paths, paths, st.integers(0, 255), st.integers(0, 63), st.binary())
+@given(
+    st.binary(max_size=300),
+    st.integers(0, 2),
+    paths,
+    paths,
+    st.integers(0, 255),
+    st.integers(0, 63),
+    st.binary(),
+)
 def test_round_trip(
     content: bytes, kind: int, source: list[int], destination: list[int], ttl: int, flags: int, behind: bytes
 ) -> None:
