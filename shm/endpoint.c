@@ -90,13 +90,15 @@ pipe_slot *pipe_find(const segment *seg, uint32_t id)
     return atomic_load_explicit(&slot->id, memory_order_acquire) == id ? slot : NULL;
 }
 
+/* The lowest free slot; none is free below free_from. */
 static uint32_t free_slot(segment *seg)
 {
     uint32_t high = atomic_load_explicit(&seg->shared->high, memory_order_relaxed);
-    for (uint32_t i = 1; i <= high; i++)
-        if (atomic_load_explicit(&seg->slots[i].id, memory_order_relaxed) == 0)
-            return i;
-    return high + 1 < PIPE_SLOTS ? high + 1 : 0;
+    uint32_t i = seg->shared->free_from ? seg->shared->free_from : 1;
+    while (i <= high && atomic_load_explicit(&seg->slots[i].id, memory_order_relaxed) != 0)
+        i++;
+    seg->shared->free_from = i;
+    return i < PIPE_SLOTS ? i : 0;
 }
 
 uint32_t pipe_reserve(segment *seg)
@@ -145,6 +147,8 @@ void pipe_release(segment *seg, uint32_t id)
         return;
     atomic_store_explicit(&slot->id, 0, memory_order_release);
     atomic_store_explicit(&slot->state, PIPE_FREE, memory_order_release);
+    if (slot_of(id) < seg->shared->free_from)
+        seg->shared->free_from = slot_of(id);
     atomic_fetch_add(&seg->shared->sent_before, atomic_load_explicit(&slot->sent, memory_order_relaxed));
     tell_change(seg);
 }
@@ -350,6 +354,7 @@ typedef struct {
     const peer_list *peers;
     uint32_t id;
     uint64_t bytes;
+    bool (*has_room)(const ring *, uint64_t);
 } send_wish;
 
 /* What is pending goes first, so there must be room for that too: as much as the ring can ever have. */
@@ -360,7 +365,7 @@ static bool has_room_for(const send_wish *wish, const ring *inbox)
         bytes = wish->bytes;
     if (bytes > ring_max_message(inbox))
         bytes = ring_max_message(inbox);
-    return ring_has_room(inbox, bytes);
+    return wish->has_room(inbox, bytes);
 }
 
 static bool worth_trying(const void *arg)
@@ -371,11 +376,11 @@ static bool worth_trying(const void *arg)
         return true;
     if (wish->id) {
         peer *p = peer_of(peers, wish->id);
-        return p ? !p->inbox || ring_is_closed(p->inbox) || ring_has_room(p->inbox, wish->bytes)
+        return p ? !p->inbox || ring_is_closed(p->inbox) || wish->has_room(p->inbox, wish->bytes)
                  : !pipe_find(wish->seg, wish->id);
     }
     if (!peers->receivers)
-        return ring_has_room(&wish->seg->pending, wish->bytes);
+        return wish->has_room(&wish->seg->pending, wish->bytes);
     for (uint32_t i = 0; i < peers->size; i++) {
         peer *p = receiver_at(peers, i);
         if (p && has_room_for(wish, p->inbox))
@@ -408,7 +413,7 @@ static unsigned rings_to_watch(const send_wish *wish, ring **out, unsigned most)
     return n;
 }
 
-static int sleep_for_room(const send_wish *wish, ring **rings, unsigned n, int64_t deadline)
+static int sleep_for_room(const send_wish *wish, ring **rings, unsigned n, int64_t until)
 {
     _Atomic uint32_t *words[PLATFORM_WAIT_MANY];
     uint32_t tickets[PLATFORM_WAIT_MANY];
@@ -422,30 +427,32 @@ static int sleep_for_room(const send_wish *wish, ring **rings, unsigned n, int64
     }
     if (worth_trying(wish))
         return RING_OK;
-    int64_t slice = platform_now() + ROOM_SLICE_NS;
-    int rc = platform_wait_many(words, tickets, n + 1, slice < deadline ? slice : deadline);
+    int rc = platform_wait_many(words, tickets, n + 1, until);
     return rc == WAIT_SIGNAL ? SEND_SIGNAL : RING_OK;
 }
 
 int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, uint64_t bytes, int64_t deadline)
 {
-    send_wish wish = {.seg = seg, .peers = peers, .id = id, .bytes = bytes};
+    send_wish wish = {.seg = seg, .peers = peers, .id = id, .bytes = bytes, .has_room = ring_has_ample_room};
     ring *rings[PLATFORM_WAIT_MANY - 1];
     unsigned n = rings_to_watch(&wish, rings, PLATFORM_WAIT_MANY - 1);
-    int64_t began = platform_now();
-    int64_t slice = event_slice(deadline);
-    _Atomic uint32_t *learnt = &seg->send_spin;
-    int rc = RING_OK;
     for (unsigned i = 0; i < n; i++)
         atomic_fetch_add_explicit(&rings[i]->shared->blocked, 1, memory_order_relaxed);
-    while (rc == RING_OK && !spin_until(worth_trying, &wish, learnt, deadline)) {
-        if (platform_now() >= slice)
-            return platform_now() >= deadline ? SEND_TIMEOUT : SEND_SLICE;
-        rc = sleep_for_room(&wish, rings, n, deadline);
-        spin_learn(learnt, platform_now() - began);
+    if (spin_until(worth_trying, &wish, &seg->send_spin, deadline))
+        return RING_OK;
+    int64_t began = platform_now();
+    int64_t slice = ROOM_SLICE_NS;
+    int rc = RING_OK;
+    wish.has_room = ring_has_room;
+    while (!worth_trying(&wish)) {
+        if (rc != RING_OK)
+            return rc;
+        if (platform_now() >= deadline)
+            return SEND_TIMEOUT;
+        rc = sleep_for_room(&wish, rings, n, room_slice(&slice, deadline));
     }
-    spin_learn(learnt, platform_now() - began);
-    return rc;
+    spin_learn(&seg->send_spin, platform_now() - began);
+    return RING_OK;
 }
 
 /* ---- moving messages that wait ---- */

@@ -45,6 +45,7 @@ typedef struct {
     _Atomic uint32_t closed; /* by its owner, or by who found the owner dead */
     _Atomic uint32_t version; /* of the pipe table */
     _Atomic uint32_t high; /* no slot above it was ever used */
+    uint32_t free_from; /* no slot below it is free; the owner's own */
     event pipes_changed;
     _Atomic uint64_t sent_before; /* messages through pipes that are gone */
     _Atomic uint64_t dropped; /* messages given up: best effort, no such path left */
@@ -130,8 +131,7 @@ int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message
 int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const message *m, bool wait_lock);
 
 /* Waits until a send of so many bytes might succeed: room in some receiver (or in pipe `id`, unless 0), room in pending
- * when nobody is connected, or another version of the pipe table. RING_OK: try again; SEND_TIMEOUT, SEND_SIGNAL,
- * SEND_SLICE. */
+ * when nobody is connected, or another version of the pipe table. RING_OK: try again; SEND_TIMEOUT, SEND_SIGNAL. */
 int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, uint64_t bytes, int64_t deadline);
 
 /* Moves pending messages into pipes, as far as there is room. RING_OK when nothing is left. */

@@ -34,9 +34,10 @@ static inline uint32_t event_arm(event *e)
     return ticket;
 }
 
+/* The end of the slice. All sleepers of a machine look at the same instants: one interrupt serves them all. */
 static inline int64_t event_slice(int64_t deadline)
 {
-    int64_t slice = platform_now() + EVENT_SLICE_NS;
+    int64_t slice = (platform_now() / EVENT_SLICE_NS + 1) * EVENT_SLICE_NS;
     return slice < deadline ? slice : deadline;
 }
 

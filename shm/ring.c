@@ -146,18 +146,27 @@ static bool fits(const ring *r, uint64_t head, uint64_t tail, uint64_t units)
     return records_between(head, tail) < r->limit && units_between(head, tail) + units <= r->units;
 }
 
-bool ring_has_room(const ring *r, uint64_t message_bytes)
+static bool has_room_left(const ring *r, uint64_t message_bytes, uint32_t spare_units, uint32_t spare_records)
 {
     if (ring_is_closed(r))
         return false;
     uint64_t head = load_head(r);
     uint64_t tail = load_tail(r);
-    if (head == tail)
-        return units_for(message_bytes) <= r->units;
     uint64_t used = units_between(head, tail);
-    if (used > r->units) /* rewinding */
-        used = 0;
-    return records_between(head, tail) < r->limit && used + units_for(message_bytes) <= r->units;
+    uint32_t depth = records_between(head, tail);
+    if (depth == 0) /* also while it is rewound, when used means nothing */
+        return units_for(message_bytes) <= r->units;
+    return depth + spare_records < r->limit && used + spare_units + units_for(message_bytes) <= r->units;
+}
+
+bool ring_has_room(const ring *r, uint64_t message_bytes)
+{
+    return has_room_left(r, message_bytes, 0, 0);
+}
+
+bool ring_has_ample_room(const ring *r, uint64_t message_bytes)
+{
+    return has_room_left(r, message_bytes, r->units / 4, r->limit / 4);
 }
 
 /* ---- locks ---- */
@@ -286,7 +295,12 @@ static int reserve(ring *r, uint64_t at, uint64_t length)
     if (end <= s->reserved)
         return RING_OK;
     uint64_t from = s->reserved;
-    uint64_t to = (end + RING_RESERVE - 1) / RING_RESERVE * RING_RESERVE;
+    /* Twice as much each time: a ring that is hardly used takes one page, a busy one few calls. */
+    uint64_t step = from < RING_RESERVE_LEAST  ? RING_RESERVE_LEAST
+                    : from < RING_RESERVE_MOST ? from
+                                               : RING_RESERVE_MOST;
+    uint64_t to =
+        end < from + step ? from + step : (end + RING_RESERVE_LEAST - 1) & ~(uint64_t)(RING_RESERVE_LEAST - 1);
     if (to > r->capacity)
         to = r->capacity;
     size_t offset = (size_t)((uint8_t *)r->data - (uint8_t *)r->base) + from;
@@ -533,7 +547,6 @@ int ring_frozen_next(const ring *r, uint64_t *at, record *out)
 /* ---- waiting ---- */
 
 #define SPIN_DEFAULT_NS 100000u
-/* The clock is read once in so many looks: it costs more than a look. */
 #define SPIN_LOOKS 64
 
 static _Atomic uint32_t spin_limit = SPIN_DEFAULT_NS;
@@ -548,6 +561,17 @@ uint32_t ring_get_spin(void)
     return atomic_load_explicit(&spin_limit, memory_order_relaxed);
 }
 
+/* So many looks come before the clock is read for the first time, and between two readings: it costs more than a look. */
+static bool look_often(bool (*done)(const void *), const void *arg)
+{
+    for (int i = 0; i < SPIN_LOOKS; i++) {
+        if (done(arg))
+            return true;
+        platform_pause();
+    }
+    return false;
+}
+
 bool spin_until(bool (*done)(const void *), const void *arg, _Atomic uint32_t *learnt, int64_t deadline)
 {
     uint32_t allowed = atomic_load_explicit(learnt, memory_order_relaxed);
@@ -558,26 +582,26 @@ bool spin_until(bool (*done)(const void *), const void *arg, _Atomic uint32_t *l
         return true;
     if (allowed == 0 || platform_processors() < 2)
         return false;
-    int64_t end = platform_now() + allowed;
-    if (end > deadline)
-        end = deadline;
-    do {
-        for (int i = 0; i < SPIN_LOOKS; i++) {
-            if (done(arg))
-                return true;
-            platform_pause();
-        }
-    } while (platform_now() < end);
-    return done(arg);
+    if (!look_often(done, arg)) {
+        int64_t end = platform_now() + allowed;
+        if (end > deadline)
+            end = deadline;
+        while (!look_often(done, arg))
+            if (platform_now() >= end)
+                return false;
+    }
+    if (allowed != limit)
+        atomic_store_explicit(learnt, limit, memory_order_relaxed);
+    return true;
 }
 
-/* A wait that was short enough to be spun away earns the next one the full limit; each longer one halves it, so that
+/* A sleep that was short enough to be spun away earns the next wait the full limit; each longer one halves it, so that
  * an idle Socket soon sleeps at once. */
-void spin_learn(_Atomic uint32_t *learnt, int64_t waited_ns)
+void spin_learn(_Atomic uint32_t *learnt, int64_t slept_ns)
 {
     uint32_t limit = ring_get_spin();
     uint32_t allowed = atomic_load_explicit(learnt, memory_order_relaxed);
-    atomic_store_explicit(learnt, waited_ns <= (int64_t)limit ? limit : allowed / 2, memory_order_relaxed);
+    atomic_store_explicit(learnt, slept_ns <= (int64_t)limit ? limit : allowed / 2, memory_order_relaxed);
 }
 
 static bool is_readable(const void *arg)
@@ -588,16 +612,22 @@ static bool is_readable(const void *arg)
 
 int ring_wait_readable(ring *r, int64_t deadline)
 {
+    if (spin_until(is_readable, r, &r->spin, deadline))
+        return WAIT_WOKEN;
     int64_t began = platform_now();
     int rc = WAIT_WOKEN;
-    if (!spin_until(is_readable, r, &r->spin, deadline)) {
+    while (!is_readable(r)) {
+        if (rc == WAIT_SIGNAL)
+            return WAIT_SIGNAL;
+        if (platform_now() >= deadline)
+            return WAIT_TIMEOUT;
         event *e = &r->shared->readable;
         uint32_t ticket = event_arm(e);
         if (!is_readable(r))
             rc = event_wait(e, ticket, deadline);
     }
     spin_learn(&r->spin, platform_now() - began);
-    return rc;
+    return WAIT_WOKEN;
 }
 
 typedef struct {
@@ -611,23 +641,30 @@ static bool is_writable(const void *arg)
     return ring_is_closed(wish->r) || ring_has_room(wish->r, wish->bytes);
 }
 
+static bool is_amply_writable(const void *arg)
+{
+    const room_wish *wish = arg;
+    return ring_is_closed(wish->r) || ring_has_ample_room(wish->r, wish->bytes);
+}
+
 int ring_wait_room(ring *r, uint64_t message_bytes, int64_t deadline)
 {
     room_wish wish = {.r = r, .bytes = message_bytes};
-    int64_t began = platform_now();
-    int64_t slice = event_slice(deadline);
-    int rc = WAIT_WOKEN;
     atomic_fetch_add_explicit(&r->shared->blocked, 1, memory_order_relaxed);
-    while (rc != WAIT_SIGNAL && !spin_until(is_writable, &wish, &r->spin, deadline)) {
-        int64_t now = platform_now();
-        if (now >= slice)
+    if (spin_until(is_amply_writable, &wish, &r->spin, deadline))
+        return WAIT_WOKEN;
+    int64_t began = platform_now();
+    int64_t slice = ROOM_SLICE_NS;
+    int rc = WAIT_WOKEN;
+    while (!is_writable(&wish)) {
+        if (rc == WAIT_SIGNAL)
+            return WAIT_SIGNAL;
+        if (platform_now() >= deadline)
             return WAIT_TIMEOUT;
         uint32_t ticket = event_arm(&r->shared->room);
-        if (is_writable(&wish))
-            break;
-        now += ROOM_SLICE_NS;
-        rc = platform_wait(&r->shared->room.seq, ticket, now < slice ? now : slice);
+        if (!is_writable(&wish))
+            rc = platform_wait(&r->shared->room.seq, ticket, room_slice(&slice, deadline));
     }
     spin_learn(&r->spin, platform_now() - began);
-    return rc == WAIT_SIGNAL ? WAIT_SIGNAL : WAIT_WOKEN;
+    return WAIT_WOKEN;
 }

@@ -39,7 +39,8 @@
 #define RING_UNIT 16u
 #define RING_LINE 64
 #define RING_REWIND (64u * 1024u)
-#define RING_RESERVE (64u * 1024u)
+#define RING_RESERVE_LEAST 4096u
+#define RING_RESERVE_MOST (256u * 1024u)
 #define RING_MIN_BYTES 4096u
 #define RING_MAX_BYTES ((uint64_t)1 << 35)
 
@@ -115,6 +116,9 @@ static inline bool ring_is_closed(const ring *r)
 }
 /* Whether a message of that size would be taken right now. */
 bool ring_has_room(const ring *r, uint64_t message_bytes);
+/* Whether a quarter of the ring is free beyond that. Who spins for room waits for so much, else it would go on into the
+ * next wait after each message, and both sides fight for the same cache lines. */
+bool ring_has_ample_room(const ring *r, uint64_t message_bytes);
 
 /* --- producing: begin, put*, publish, end --- */
 typedef struct {
@@ -176,13 +180,20 @@ int ring_frozen_next(const ring *r, uint64_t *cursor, record *out); /* RING_OK, 
 
 /* --- waiting; never hold a lock of Python's meanwhile --- */
 
-/* Until the ring has a record, is closed, or (WAIT_TIMEOUT) the deadline or a slice of EVENT_SLICE_NS has passed. */
+/* Until the ring has a record or is closed (WAIT_WOKEN), a signal came, or the deadline has passed. */
 int ring_wait_readable(ring *r, int64_t deadline);
 
-/* Producers are told of room only when half of it is free, so they look by themselves this often. */
+/* Producers are told of room only when half of it is free, so they look by themselves too: at first after this time,
+ * then after twice that, and so on up to EVENT_SLICE_NS. */
 #define ROOM_SLICE_NS 5000000
+static inline int64_t room_slice(int64_t *slice, int64_t deadline)
+{
+    int64_t end = platform_now() + *slice;
+    *slice = *slice * 2 < EVENT_SLICE_NS ? *slice * 2 : EVENT_SLICE_NS;
+    return end < deadline ? end : deadline;
+}
 
-/* Until a message of so many bytes would be taken, the ring is closed, or (WAIT_TIMEOUT) the deadline or a slice. */
+/* Until a message of so many bytes would be taken or the ring is closed (WAIT_WOKEN), a signal, or the deadline. */
 int ring_wait_room(ring *r, uint64_t message_bytes, int64_t deadline);
 
 /* Waits for the consumers' lock to become free. */
@@ -192,9 +203,9 @@ void ring_await_consumers(ring *r);
 void ring_set_spin(uint32_t ns);
 uint32_t ring_get_spin(void);
 
-/* Spins until done(arg) for as long as *learnt allows. Feed what the whole wait took to spin_learn. */
+/* Spins until done(arg) for as long as *learnt allows. If it was in vain: sleep, and tell spin_learn how long. */
 bool spin_until(bool (*done)(const void *), const void *arg, _Atomic uint32_t *learnt, int64_t deadline);
-void spin_learn(_Atomic uint32_t *learnt, int64_t waited_ns);
+void spin_learn(_Atomic uint32_t *learnt, int64_t slept_ns);
 
 /* In a build for fault tests, a place where a test can have the process killed. */
 #ifdef CRASH_POINTS

@@ -14,6 +14,7 @@ from libc.string cimport memcpy, memset
 
 import math
 import os
+import threading
 from weakref import WeakValueDictionary
 
 import posix_ipc
@@ -31,7 +32,7 @@ from multisocket.errors import (
 )
 
 cdef extern from "Python.h":
-    ctypedef struct PyObject
+    unsigned long PyThread_get_thread_ident()
 
 cdef extern from "sys/mman.h" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
@@ -111,7 +112,7 @@ cdef extern from "ring.h" nogil:
     uint32_t ring_get_spin()
 
 cdef extern from "endpoint.h" nogil:
-    int SEND_STALE, SEND_NO_PATH, SEND_TIMEOUT, SEND_SIGNAL, SEND_SLICE, PIPE_OPEN
+    int SEND_STALE, SEND_NO_PATH, SEND_TIMEOUT, SEND_SIGNAL, PIPE_OPEN
     ctypedef struct pipe_slot:
         uint32_t id, state, peer_id
         uint64_t sent
@@ -190,6 +191,31 @@ cdef int64_t _deadline(object timeout) except? -1:
     if seconds > 1e9:
         return NEVER
     return platform_now() + <int64_t>(seconds * 1e9)
+
+
+# A wait comes back to Python this often, where there is something to look after.
+cdef enum:
+    LOOK_NS = 100000000
+
+
+cdef unsigned long _main_thread = threading.main_thread().ident
+
+
+def _note_main_thread():
+    """In a forked child the thread that forked is the main thread."""
+    global _main_thread
+    _main_thread = threading.get_ident()
+
+
+os.register_at_fork(after_in_child=_note_main_thread)
+
+
+cdef int64_t _look_at(int64_t deadline, bint always):
+    """When a wait must come back at the latest: the main thread for signals, who shares a Socket for its owner."""
+    if not always and PyThread_get_thread_ident() != _main_thread:
+        return deadline
+    cdef int64_t look = (platform_now() // LOOK_NS + 1) * LOOK_NS
+    return look if look < deadline else deadline
 
 
 def set_spin(double seconds):
@@ -641,6 +667,7 @@ cdef class Ring:
         cdef message m
         cdef ring_writer w
         cdef int rc
+        cdef int64_t look
         _check_length(PyBytes_GET_SIZE(content))
         _describe(&m, 0, 1, PyBytes_AS_STRING(content), PyBytes_GET_SIZE(content))
         while True:
@@ -656,8 +683,9 @@ cdef class Ring:
                 self.fail(rc, m.length)
             if deadline <= platform_now():
                 raise Timeout(f"ring {self.name} is full: {ring_depth(&self.r)} records wait in it")
+            look = _look_at(deadline, False)
             with nogil:
-                ring_wait_room(&self.r, message_size(&m), deadline)
+                ring_wait_room(&self.r, message_size(&m), look)
             PyErr_CheckSignals()
 
     def pop(self, timeout=None):
@@ -684,8 +712,9 @@ cdef class Ring:
             self.fail(rc, 0)
         if deadline <= platform_now():
             raise Timeout(f"ring {self.name} is empty")
+        cdef int64_t look = _look_at(deadline, False)
         with nogil:
-            ring_wait_readable(&self.r, deadline)
+            ring_wait_readable(&self.r, look)
         return PyErr_CheckSignals()
 
     def push_many(self, contents, timeout=None):
@@ -1147,13 +1176,11 @@ cdef class Endpoint:
         if self.best_effort:
             segment.seg.shared.dropped += 1
             raise MessageDropped("no peer has room, and this Socket sends by best effort: the message was dropped")
-        if deadline == 0:
+        if deadline <= platform_now():
             raise self.no_room(timeout)
+        cdef int64_t look = _look_at(deadline, not self.is_here())
         with nogil:
-            rc = wait_to_send(&segment.seg, peers.list, pipe, size, deadline)
-        if rc == SEND_TIMEOUT:
-            self.look_around(segment)
-            raise self.no_room(timeout)
+            rc = wait_to_send(&segment.seg, peers.list, pipe, size, look)
         if rc != RING_OK:
             self.look_around(segment)
         return 0
@@ -1403,8 +1430,9 @@ cdef class Endpoint:
             if ring_is_closed(&segment.seg.inbox):
                 raise self.closed_error()
             raise Timeout(f"no message came within {timeout} s")
+        cdef int64_t look = _look_at(deadline, not self.is_here())
         with nogil:
-            why = ring_wait_readable(&segment.seg.inbox, deadline)
+            why = ring_wait_readable(&segment.seg.inbox, look)
         if why != WAIT_WOKEN:
             self.look_around(segment)
         return 0
@@ -1475,11 +1503,12 @@ cdef class Endpoint:
     def _flush(self):
         """Moves what is pending into pipes, as far as there is room. True: nothing is left."""
         cdef Segment segment = self.alive()
-        cdef _Peers peers = self.current_peers(segment)
+        cdef _Peers peers
         cdef uint32_t turn = self.turn
         cdef int rc
         if ring_depth(&segment.seg.pending) == 0:
             return True
+        peers = self.current_peers(segment)
         with nogil:
             rc = flush_pending(&segment.seg, peers.list, &turn, True)
         return rc == RING_OK
@@ -1491,10 +1520,13 @@ cdef class Endpoint:
         :returns: where to go on, or None at the end.
         """
         cdef Segment segment = self.alive()
-        cdef _Peers peers = self.current_peers(segment)
+        cdef _Peers peers
         cdef uint64_t cursor = ring_frozen_start(&frozen.seg.inbox) if at is None else at
         cdef uint32_t turn = self.turn
         cdef int rc
+        if ring_depth(&frozen.seg.inbox) == 0:
+            return None
+        peers = self.current_peers(segment)
         with nogil:
             rc = resend_unreceived(&segment.seg, peers.list, &turn, &frozen.seg.inbox, peer_id, &cursor)
         return None if rc == RING_OK else cursor

@@ -1,0 +1,113 @@
+"""multisocket: one message a call, in batches, and with workers that share one Socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import multisocket as ms
+
+from ..plan import Layout, Side
+from .interface import SEND_TIMEOUT, Channel, End, Peer, ScalePeer
+
+VERSION = ms.__version__
+
+_DEFAULT_QUEUE_BYTES = 8 << 20
+
+
+def _open(layout: Layout, **options: Any) -> ms.Socket:
+    # Only a content that does not fit well needs more than the default.
+    queue = max(_DEFAULT_QUEUE_BYTES, 4 * layout.size)
+    return ms.Socket(recv_queue_bytes=queue, send_timeout=SEND_TIMEOUT, send_stop_timeout=0.0, **options)
+
+
+def _end(sock: ms.Socket) -> End:
+    return End(sock.close, sock.send, sock.recv, sock.send_many, sock.recv_many, full=(ms.Timeout,))
+
+
+def _connect(sock: ms.Socket, address: str, *, listens: bool) -> End:
+    if listens:
+        sock.listen(address)
+    else:
+        sock.dial(address)
+    return _end(sock)
+
+
+class Plain(Peer):
+    """``send`` and ``recv``."""
+
+    side = Side("multisocket")
+
+    def sender(self, way: str, layout: Layout) -> End:
+        sock = _open(layout, no_recv=not layout.duplex)
+        return _connect(sock, way, listens=layout.sender_listens)
+
+    def receiver(self, way: str, layout: Layout) -> End:
+        sock = _open(layout, no_send=not layout.duplex)
+        return _connect(sock, way, listens=not layout.sender_listens)
+
+
+class Batches(Plain):
+    """``send_many`` and ``recv_many``, as far as batches of that size are any use."""
+
+    side = Side("multisocket", "batches")
+
+    def fits(self, layout: Layout) -> bool:
+        return layout.batch > 1 and layout.senders == layout.receivers == 1 and not layout.duplex
+
+
+class Shared(Peer):
+    """All receivers are workers that share one Socket, so that a message goes to whoever is free first."""
+
+    side = Side("multisocket", "shared")
+
+    def fits(self, layout: Layout) -> bool:
+        return layout.receivers > 1
+
+    def channel(self, layout: Layout) -> Channel:
+        sock = _open(layout, no_send=True)
+        sock.listen(layout.address)
+        return Channel([layout.address], [sock] * layout.receivers, close=sock.close)
+
+    def sender(self, way: str, layout: Layout) -> End:
+        return _connect(_open(layout, no_recv=True), way, listens=False)
+
+    def receiver(self, way: ms.Socket, layout: Layout) -> End:
+        return _end(way)
+
+
+class Scale(ScalePeer):
+    """``recv_msg``, ``send_to`` and ``send_all``; clients with the smallest inbox."""
+
+    side = Side("multisocket")
+
+    def __init__(self, address: str, clients: int) -> None:
+        self._address = address
+        self._server = ms.Socket(recv_queue_size=2 * clients, send_stop_timeout=0.0)
+        self._server.listen(address)
+        self._clients: list[ms.Socket] = []
+
+    def add_client(self) -> None:
+        client = ms.Socket(recv_queue_bytes=4096, send_stop_timeout=0.0)
+        self._clients.append(client)
+        client.dial(self._address)
+
+    def ask_all(self, content: bytes) -> None:
+        for client in self._clients:
+            client.send(content)
+
+    def answer_all(self) -> None:
+        for _ in self._clients:
+            msg = self._server.recv_msg()
+            self._server.send_to(msg.source, msg.content)
+
+    def hear_all(self) -> None:
+        for client in self._clients:
+            client.recv()
+
+    def tell_all(self, content: bytes) -> None:
+        self._server.send_all(content)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self._server.close()

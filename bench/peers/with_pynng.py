@@ -1,0 +1,90 @@
+"""pynng: Push0 and Pull0 one way, Pair0 both ways."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pynng
+
+from ..plan import Layout, Side
+from .interface import SEND_TIMEOUT, End, Peer, ScalePeer
+
+VERSION = pynng.__version__
+
+_MOST_BUFFERED = 8192
+_SETTLE_SECONDS = 30.0
+
+
+def _open(kind: Any, address: str, *, listens: bool, layout: Layout) -> Any:
+    options: dict[str, Any] = {"listen": address} if listens else {"dial": address, "block_on_dial": True}
+    if kind is not pynng.Pull0:
+        options |= {"send_buffer_size": layout.queue, "send_timeout": int(SEND_TIMEOUT * 1000)}
+    if kind is not pynng.Push0:
+        options |= {"recv_buffer_size": layout.queue}
+    # By default, nothing above 1 MiB is let in.
+    return kind(recv_max_size=0, **options)
+
+
+class Plain(Peer):
+    """``send`` and ``recv``."""
+
+    side = Side("pynng")
+
+    def _end(self, kind: Any, address: str, listens: bool, layout: Layout) -> End:
+        sock = _open(kind, address, listens=listens, layout=layout)
+        return End(sock.close, sock.send, sock.recv, full=(pynng.Timeout,))
+
+    def sender(self, way: str, layout: Layout) -> End:
+        return self._end(pynng.Pair0 if layout.duplex else pynng.Push0, way, layout.sender_listens, layout)
+
+    def receiver(self, way: str, layout: Layout) -> End:
+        return self._end(pynng.Pair0 if layout.duplex else pynng.Pull0, way, not layout.sender_listens, layout)
+
+
+class Scale(ScalePeer):
+    """Pair1 clients and a polyamorous Pair1, which has no send to all: it is a send to each pipe."""
+
+    side = Side("pynng")
+
+    def __init__(self, address: str, clients: int) -> None:
+        self._address = address
+        self._server = pynng.Pair1(
+            polyamorous=True, listen=address, recv_buffer_size=min(clients, _MOST_BUFFERED)
+        )
+        self._clients: list[Any] = []
+
+    def add_client(self) -> None:
+        # The send of a polyamorous server drops what finds no room, so a client has some.
+        self._clients.append(
+            pynng.Pair1(dial=self._address, block_on_dial=True, send_buffer_size=1, recv_buffer_size=1)
+        )
+
+    def settle(self) -> None:
+        end = time.monotonic() + _SETTLE_SECONDS
+        while len(self._server.pipes) < len(self._clients):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the server knows {len(self._server.pipes)} of {len(self._clients)} clients")
+            time.sleep(0.001)
+
+    def ask_all(self, content: bytes) -> None:
+        for client in self._clients:
+            client.send(content)
+
+    def answer_all(self) -> None:
+        for _ in self._clients:
+            msg = self._server.recv_msg()
+            msg.pipe.send(msg.bytes)
+
+    def hear_all(self) -> None:
+        for client in self._clients:
+            client.recv()
+
+    def tell_all(self, content: bytes) -> None:
+        for pipe in self._server.pipes:
+            pipe.send(content)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self._server.close()

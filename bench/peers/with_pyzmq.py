@@ -1,0 +1,120 @@
+"""pyzmq: PUSH and PULL one way, PAIR or REQ and REP both ways; with and without copying."""
+
+from __future__ import annotations
+
+import functools
+
+import zmq
+
+from ..plan import KIB, Layout, Side
+from .interface import SEND_TIMEOUT, End, Peer, ScalePeer
+
+VERSION = f"{zmq.__version__} (libzmq {zmq.zmq_version()})"
+
+# From here on pyzmq can do without copies (zmq.COPY_THRESHOLD); below, copy=False copies too.
+_NO_COPY_SIZE = 64 * KIB
+
+def _open(kind: int, address: str, *, listens: bool, layout: Layout) -> zmq.Socket[bytes]:
+    # inproc needs one context for both threads.
+    sock = zmq.Context.instance().socket(kind)
+    sock.set_hwm(layout.queue)
+    sock.linger = 0
+    sock.sndtimeo = int(SEND_TIMEOUT * 1000)
+    if listens:
+        sock.bind(address)
+    else:
+        sock.connect(address)
+    return sock
+
+
+class Plain(Peer):
+    """``send`` and ``recv``, which copy."""
+
+    side = Side("pyzmq")
+    _forward = (zmq.PUSH, zmq.PULL)
+    _duplex = (zmq.PAIR, zmq.PAIR)
+
+    def _end(self, kind: int, address: str, listens: bool, layout: Layout) -> End:
+        sock = _open(kind, address, listens=listens, layout=layout)
+        return End(sock.close, sock.send, sock.recv, full=(zmq.Again,))
+
+    def sender(self, way: str, layout: Layout) -> End:
+        kind = (self._duplex if layout.duplex else self._forward)[0]
+        return self._end(kind, way, layout.sender_listens, layout)
+
+    def receiver(self, way: str, layout: Layout) -> End:
+        kind = (self._duplex if layout.duplex else self._forward)[1]
+        return self._end(kind, way, not layout.sender_listens, layout)
+
+
+class NoCopy(Plain):
+    """``copy=False`` on both sides. What is received is a ``zmq.Frame``, not yet bytes."""
+
+    side = Side("pyzmq", "copy=False")
+
+    def fits(self, layout: Layout) -> bool:
+        return layout.size >= _NO_COPY_SIZE
+
+    def _end(self, kind: int, address: str, listens: bool, layout: Layout) -> End:
+        sock = _open(kind, address, listens=listens, layout=layout)
+        send = functools.partial(sock.send, copy=False)
+        return End(sock.close, send, functools.partial(sock.recv, copy=False), full=(zmq.Again,))
+
+
+class Request(Plain):
+    """REQ and REP instead of PAIR."""
+
+    side = Side("pyzmq", "REQ/REP")
+    _duplex = (zmq.REQ, zmq.REP)
+
+    def fits(self, layout: Layout) -> bool:
+        return layout.duplex
+
+
+class Scale(ScalePeer):
+    """DEALER clients and a ROUTER, which has no send to all: it is a send to each."""
+
+    side = Side("pyzmq")
+
+    def __init__(self, address: str, clients: int) -> None:
+        self._address = address
+        self._context = zmq.Context()
+        self._context.max_sockets = clients + 8
+        self._server = self._context.socket(zmq.ROUTER)
+        self._server.linger = 0
+        self._server.router_mandatory = True
+        self._server.bind(address)
+        self._clients: list[zmq.Socket[bytes]] = []
+        self._names: list[bytes] = []
+
+    def add_client(self) -> None:
+        client = self._context.socket(zmq.DEALER)
+        client.linger = 0
+        # A name of its own, known beforehand, lets the server send to a client it has not heard of.
+        name = b"c%d" % len(self._clients)
+        client.routing_id = name
+        client.connect(self._address)
+        self._clients.append(client)
+        self._names.append(name)
+
+    def ask_all(self, content: bytes) -> None:
+        for client in self._clients:
+            client.send(content)
+
+    def answer_all(self) -> None:
+        for _ in self._clients:
+            self._server.send_multipart(self._server.recv_multipart())
+
+    def hear_all(self) -> None:
+        for client in self._clients:
+            client.recv()
+
+    def tell_all(self, content: bytes) -> None:
+        for name in self._names:
+            self._server.send_multipart((name, content))
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self._server.close()
+        self._context.term()

@@ -1,0 +1,115 @@
+"""What a cell of the results is, who is compared in it, and how long and how often it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+# What may wait between sender and receiver, the same for all: this many bytes, within these numbers of messages. More
+# than a thousand small messages makes nobody here faster; 16 MiB contents must still overlap with each other.
+_QUEUE_BYTES = 8 * MIB
+_LEAST_QUEUE = 4
+_MOST_QUEUE = 1000
+
+# Bytes that go between two looks at the clock, within a thousand messages.
+_CHUNK_BYTES = 1 * MIB
+_MOST_CHUNK = 1000
+
+_BATCH_BYTES = 256 * KIB
+_MOST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing that is measured, of every side alike.
+
+    :param part: of the suite: rate, roundtrip, fan or scale.
+    :param kind: of work within the part.
+    :param transport: ipc or inproc.
+    :param size: of a content, bytes.
+    """
+
+    part: str
+    kind: str
+    transport: str
+    size: int
+
+
+@dataclass(frozen=True, order=True)
+class Side:
+    """Who is measured: a library, used in one way (the variant; empty for the plain way)."""
+
+    library: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.library} {self.variant}".strip()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who takes part in a cell, and where they meet.
+
+    :param transport: ipc or inproc.
+    :param size: of a content, bytes.
+    :param directory: an empty one, for socket paths; removed afterwards.
+    :param senders: how many.
+    :param receivers: how many.
+    :param duplex: the one sender and the one receiver also talk the other way.
+    """
+
+    transport: str
+    size: int
+    directory: str
+    senders: int = 1
+    receivers: int = 1
+    duplex: bool = False
+
+    @property
+    def address(self) -> str:
+        """Where one side listens."""
+        return "inproc://bench" if self.transport == "inproc" else f"ipc://{self.directory}/s"
+
+    @property
+    def sender_listens(self) -> bool:
+        """The side that is alone listens; one to one, the receiver does."""
+        return self.receivers > 1
+
+    @property
+    def queue(self) -> int:
+        """Messages that may wait on the way, on either side of it."""
+        return max(_LEAST_QUEUE, min(_MOST_QUEUE, _QUEUE_BYTES // self.size))
+
+    @property
+    def chunk(self) -> int:
+        """Messages between two looks at the clock."""
+        return max(1, min(_MOST_CHUNK, _CHUNK_BYTES // self.size))
+
+    @property
+    def batch(self) -> int:
+        """Messages of one batch."""
+        return max(1, min(_MOST_BATCH, _BATCH_BYTES // self.size))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.
+
+    :param rounds: how often each side of each cell runs.
+    :param warm_up: seconds that run before the measurement.
+    :param window: seconds that are measured.
+    :param deadline: seconds after which a side of a cell has failed.
+    :param sizes: of contents, bytes.
+    :param workers: processes that fan-out goes to and fan-in comes from.
+    :param clients: of the connection scale.
+    """
+
+    rounds: int = 5
+    warm_up: float = 0.1
+    window: float = 0.35
+    deadline: float = 10.0
+    sizes: tuple[int, ...] = (64, KIB, 64 * KIB, MIB, 16 * MIB)
+    workers: int = 4
+    clients: int = 10_000
