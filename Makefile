@@ -9,7 +9,7 @@ C_SOURCES := $(wildcard shm/*.c shm/*.h tests/shm/*.c tests/shm/*.h)
 .PHONY: demo test lint format sanitize bench build clean
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/identifiers.py
+	$(BIN)/python examples/identifiers.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(CORES) $(ARGS)

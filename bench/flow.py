@@ -13,39 +13,13 @@ from collections.abc import Callable
 from itertools import repeat
 
 from . import crew
-from .crew import CONTEXT, Metrics, Ready, Role
+from .crew import Metrics, Ready, Role
 from .peers import Channel, End, Peer
 from .plan import Layout, Settings
+from .progress import Progress
 
-_STARTED, _MEASURED, _LEFT = 1, 2, 3
-
-
-class Progress:
-    """How far everybody is. Each participant writes its own byte, so nothing is locked.
-
-    :param senders: how many.
-    :param receivers: how many.
-    """
-
-    def __init__(self, senders: int, receivers: int) -> None:
-        self._senders = CONTEXT.RawArray("b", senders)
-        self._receivers = CONTEXT.RawArray("b", receivers)
-
-    def sender_started(self, index: int) -> None:
-        self._senders[index] = _STARTED
-
-    def receiver_reached(self, index: int, stage: int) -> None:
-        self._receivers[index] = stage
-
-    def all_started(self) -> bool:
-        return min(self._senders[:]) >= _STARTED and self.receivers_reached(_STARTED)
-
-    def receivers_reached(self, stage: int) -> bool:
-        return min(self._receivers[:]) >= stage
-
-
-def measure(peer: Peer, transport: str, size: int, settings: Settings, *, senders: int = 1, receivers: int = 1) -> float:
-    """Messages a second, all receivers together.
+def measure(peer: Peer, transport: str, size: int, settings: Settings, *, senders: int = 1, receivers: int = 1) -> Metrics:
+    """The ``rate``: messages a second, all receivers together.
 
     :raises CellFailed: no result, and why.
     """
@@ -61,7 +35,7 @@ def measure(peer: Peer, transport: str, size: int, settings: Settings, *, sender
             )
         finally:
             channel.close()
-    return sum(report["rate"] for report in reports)
+    return {"rate": sum(report["rate"] for report in reports)}
 
 
 def _roles(peer: Peer, layout: Layout, channel: Channel, settings: Settings) -> list[Role]:
@@ -82,8 +56,8 @@ def _roles(peer: Peer, layout: Layout, channel: Channel, settings: Settings) -> 
 def _send(ready: Ready, peer: Peer, way: object, layout: Layout, progress: Progress, index: int) -> list[Metrics]:
     end = peer.sender(way, layout)
     ready()
-    give = _giver(end, peer, layout)
-    while not progress.receivers_reached(_LEFT):
+    give = _giver(end, layout)
+    while not progress.all_left():
         try:
             give()
         except end.full:
@@ -93,11 +67,11 @@ def _send(ready: Ready, peer: Peer, way: object, layout: Layout, progress: Progr
     return []
 
 
-def _giver(end: End, peer: Peer, layout: Layout) -> Callable[[], None]:
+def _giver(end: End, layout: Layout) -> Callable[[], None]:
     """Sends a chunk."""
     content = bytes(layout.size)
     send, send_many, chunk = end.send, end.send_many, layout.chunk
-    if not peer.in_batches or send_many is None:
+    if send_many is None:
 
         def give() -> None:
             for _ in repeat(None, chunk):
@@ -130,25 +104,25 @@ def _receive(
 ) -> list[Metrics]:
     end = peer.receiver(way, layout)
     ready()
-    take = _taker(end, peer, layout)
+    take = _taker(end, layout)
     take()
-    progress.receiver_reached(index, _STARTED)
+    progress.receiver_started(index)
     while not progress.all_started():
         take()
     _take_for(take, warm_up)
     messages, seconds = _take_for(take, window)
-    progress.receiver_reached(index, _MEASURED)
-    while not progress.receivers_reached(_MEASURED):
+    progress.receiver_measured(index)
+    while not progress.all_measured():
         take()
-    progress.receiver_reached(index, _LEFT)
+    progress.receiver_left(index)
     end.close()
     return [{"rate": messages / seconds}]
 
 
-def _taker(end: End, peer: Peer, layout: Layout) -> Callable[[], int]:
+def _taker(end: End, layout: Layout) -> Callable[[], int]:
     """Receives a chunk, and tells how many messages that were."""
     recv, recv_many, chunk = end.recv, end.recv_many, layout.chunk
-    if not peer.in_batches or recv_many is None:
+    if recv_many is None:
 
         def take() -> int:
             for _ in repeat(None, chunk):

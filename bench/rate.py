@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from . import flow
-from .crew import Metrics
 from .measure import Job
-from .peers import Peer, peers
+from .peers import peers
 from .plan import Cell, Layout, Settings
 
 PART = "rate"
@@ -20,12 +20,5 @@ def jobs(settings: Settings) -> Iterator[Job]:
         for size in settings.sizes:
             for peer in peers():
                 if peer.fits(Layout(transport, size, "")):
-                    yield Job(Cell(PART, KIND, transport, size), peer.side, _Run(peer, transport, size, settings))
-
-
-class _Run:
-    def __init__(self, peer: Peer, transport: str, size: int, settings: Settings) -> None:
-        self._args = peer, transport, size, settings
-
-    def __call__(self) -> Metrics:
-        return {"rate": flow.measure(*self._args)}
+                    run = partial(flow.measure, peer, transport, size, settings)
+                    yield Job(Cell(PART, KIND, transport, size), peer.side, run)

@@ -20,36 +20,42 @@ def _open(layout: Layout, **options: Any) -> ms.Socket:
     return ms.Socket(recv_queue_bytes=queue, send_timeout=SEND_TIMEOUT, send_stop_timeout=0.0, **options)
 
 
-def _end(sock: ms.Socket) -> End:
-    return End(sock.close, sock.send, sock.recv, sock.send_many, sock.recv_many, full=(ms.Timeout,))
-
-
-def _connect(sock: ms.Socket, address: str, *, listens: bool) -> End:
+def _connect(sock: ms.Socket, address: str, *, listens: bool) -> ms.Socket:
     if listens:
         sock.listen(address)
     else:
         sock.dial(address)
-    return _end(sock)
+    return sock
+
+
+def _end(sock: ms.Socket) -> End:
+    return End(sock.close, sock.send, sock.recv, full=(ms.Timeout,))
+
+
+def _batch_end(sock: ms.Socket) -> End:
+    return End(sock.close, send_many=sock.send_many, recv_many=sock.recv_many, full=(ms.Timeout,))
 
 
 class Plain(Peer):
     """``send`` and ``recv``."""
 
     side = Side("multisocket")
+    _end = staticmethod(_end)
 
     def sender(self, way: str, layout: Layout) -> End:
         sock = _open(layout, no_recv=not layout.duplex)
-        return _connect(sock, way, listens=layout.sender_listens)
+        return self._end(_connect(sock, way, listens=layout.sender_listens))
 
     def receiver(self, way: str, layout: Layout) -> End:
         sock = _open(layout, no_send=not layout.duplex)
-        return _connect(sock, way, listens=not layout.sender_listens)
+        return self._end(_connect(sock, way, listens=not layout.sender_listens))
 
 
 class Batches(Plain):
     """``send_many`` and ``recv_many``, as far as batches of that size are any use."""
 
     side = Side("multisocket", "batches")
+    _end = staticmethod(_batch_end)
 
     def fits(self, layout: Layout) -> bool:
         return layout.batch > 1 and layout.senders == layout.receivers == 1 and not layout.duplex
@@ -69,7 +75,7 @@ class Shared(Peer):
         return Channel([layout.address], [sock] * layout.receivers, close=sock.close)
 
     def sender(self, way: str, layout: Layout) -> End:
-        return _connect(_open(layout, no_recv=True), way, listens=False)
+        return _end(_connect(_open(layout, no_recv=True), way, listens=False))
 
     def receiver(self, way: ms.Socket, layout: Layout) -> End:
         return _end(way)

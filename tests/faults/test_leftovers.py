@@ -92,6 +92,17 @@ def test_the_next_process_cleans_up(processes: Processes, folder: Path, how: str
     assert not list(folder.iterdir())
 
 
+def test_the_command_cleans_up(processes: Processes, folder: Path) -> None:
+    process = processes.run(PROGRAM, "kill", f"{folder}/s")
+    prefix = _prefix(process)
+    process.wait(DEADLINE)
+    command = [sys.executable, "-m", "multisocket", "clean"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    assert done.stdout.rstrip().endswith("removed")
+    assert not _left(prefix)
+    assert not list(folder.iterdir())
+
+
 def test_a_survivor_of_a_pipe_cleans_up(processes: Processes, ipc: str) -> None:
     with ms.Socket() as sock:
         sock.listen(ipc)
