@@ -34,6 +34,9 @@ from multisocket.errors import (
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
 
+cdef extern from "unistd.h" nogil:
+    int c_close "close"(int fd)
+
 cdef extern from "sys/mman.h" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void *addr, size_t length)
@@ -532,7 +535,7 @@ cdef class _Mapping:
         if self.base != NULL:
             munmap(self.base, self.size)
         if self.fd >= 0:
-            os.close(self.fd)
+            c_close(self.fd)
 
     cdef int map(self, object shared_memory) except -1:
         """Maps a posix_ipc.SharedMemory as a whole, and closes its descriptor unless memory is reserved through it."""
@@ -992,7 +995,7 @@ cdef class Endpoint:
 
     def __dealloc__(self):
         if self.guard_fd >= 0:
-            os.close(self.guard_fd)
+            c_close(self.guard_fd)
 
     def _attach(self, Segment segment not None, str guard, *, bint here, bint owned, bint no_send, bint no_recv, bint best_effort,
                 int ttl, send_timeout, recv_timeout):

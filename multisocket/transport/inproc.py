@@ -41,14 +41,16 @@ class _Bound:
 class _End:
     """One side's link: closing it ends the pipe of the other side."""
 
-    def __init__(self) -> None:
-        self.other: tuple[Connector, int] | None = None
+    def __init__(self, connector: Connector, pipe: int) -> None:
+        self._other = connector, pipe
+        self.closed = False
 
     def close(self) -> None:
-        other, self.other = self.other, None
-        if other is not None:
-            connector, pipe = other
-            connector.ended(pipe, died=False)
+        if self.closed:
+            return
+        self.closed = True
+        connector, pipe = self._other
+        connector.ended(pipe, died=False)
 
 
 class Inproc:
@@ -80,16 +82,17 @@ def _join(ours: Connector, theirs: Connector, address: str, dialer: Dialer) -> N
     except BaseException:
         ours.withdraw(our_hello)
         raise
-    our_end, their_end = _End(), _End()
+    their_end = _End(ours, our_hello.pipe)
+    our_end = _End(theirs, their_hello.pipe)
     try:
         theirs.open(their_hello, our_hello, their_end, address, None)
     except BaseException:
         ours.withdraw(our_hello)
         raise
-    their_end.other = (ours, our_hello.pipe)
-    our_end.other = (theirs, their_hello.pipe)
     try:
         ours.open(our_hello, their_hello, our_end, address, dialer)
     except BaseException:
         our_end.close()
         raise
+    if their_end.closed:  # it was, before our side had a pipe to end
+        ours.ended(our_hello.pipe, died=False)

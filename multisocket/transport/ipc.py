@@ -39,6 +39,7 @@ _LONGEST_HELLO = 4096
 _GOOD_BYE = b"\0"
 _HANDSHAKE_TIMEOUT = 5.0
 _LOCK_TIMEOUT = 2.0
+_PAUSE = 0.1
 
 
 class Ipc:
@@ -197,10 +198,20 @@ class _Bound:
                 connection, _ = self._socket.accept()
             except BlockingIOError:
                 return
-            except OSError:  # closed, or no descriptor is left: then the connection waits
+            except OSError:
+                self._pause()
                 return
             connection.setblocking(False)
             _Accepted(connection, self._connector, self.address).start()
+
+    def _pause(self) -> None:
+        """No descriptor is left: the connection waits, and is not looked at all the time meanwhile."""
+        background().unwatch(self._socket)
+        background().call_later(_PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        if self._socket.fileno() >= 0:
+            background().watch(self._socket, self._accept)
 
     def close(self) -> None:
         if not self._is_abstract:

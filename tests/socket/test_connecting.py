@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket as sockets
 import struct
@@ -196,6 +197,15 @@ def test_pipe_events(make_socket: Make, address: str) -> None:
     wait_until(lambda: events == [("open", 1)], "it opened")
     client.close()
     wait_until(lambda: events == [("open", 1), ("close", 1)], "it closed")
+
+
+def test_closing_a_pipe_as_soon_as_it_opens(make_socket: Make, address: str) -> None:
+    server, client = make_socket(), make_socket()
+    server.on_pipe = lambda event, pipe: server.close_pipe(pipe.id) if event == "open" else None
+    server.listen(address)
+    with contextlib.suppress(ms.ConnectionRefused):
+        client.dial(address, reconnect=False)
+    wait_until(lambda: not server.pipes and not client.pipes, "no pipe is left")
 
 
 def test_an_event_handler_that_raises_harms_nobody(make_socket: Make, address: str) -> None:

@@ -1,0 +1,58 @@
+"""What multisocket wants to reach, as ratios over pyzmq on the same work in the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import rate, roundtrip
+from .measure import Results, Summary
+from .peers import OURS, THEIRS
+from .plan import KIB, MIB, Cell, Side
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One ratio to reach.
+
+    :param what: is done, in words.
+    :param cell: where it is measured.
+    :param least: the ratio to reach.
+    :param variant: of multisocket.
+    """
+
+    what: str
+    cell: Cell
+    least: float
+    variant: str = ""
+
+    def against(self, results: Results) -> Side | None:
+        """The way of pyzmq that did best there."""
+        return results.best(self.cell, THEIRS, self._metric)
+
+    def ratio(self, results: Results) -> Summary | None:
+        """What was reached. None: not measured."""
+        theirs = self.against(results)
+        return theirs and results.ratio(self.cell, Side(OURS, self.variant), theirs, self._metric)
+
+    @property
+    def _metric(self) -> str:
+        return "rate" if self.cell.part == rate.PART else "median"
+
+
+def _rate(size: int) -> Cell:
+    return Cell(rate.PART, rate.KIND, "ipc", size)
+
+
+def _trip(kind: str) -> Cell:
+    return Cell(roundtrip.PART, kind, "ipc", 64)
+
+
+GOALS = (
+    Goal("64 B, `send`/`recv`", _rate(64), 5),
+    Goal("1 KiB, `send`/`recv`", _rate(KIB), 5),
+    Goal("64 B, `send_many`/`recv_many` (pyzmq: one message a call, it has no batches)", _rate(64), 15, "batches"),
+    Goal("64 KiB, `send`/`recv`", _rate(64 * KIB), 6),
+    Goal("1 MiB, `send`/`recv`", _rate(MIB), 6),
+    Goal("64 B round trip, both sides busy", _trip(roundtrip.BUSY), 50),
+    Goal("64 B round trip, both sides idle in between", _trip(roundtrip.IDLE), 1.5),
+)
