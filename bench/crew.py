@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-# A fork of a process that has imported the libraries and used none of them: as fresh as a spawned one, and at once there.
+# Forks of a process that has imported the libraries and used none of them: as fresh as spawned ones, and
+# faster.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["bench.peers"])
 
@@ -43,7 +44,7 @@ def run(
     *,
     deadline: float,
     in_threads: bool = False,
-    on_started: Callable[[], None] = lambda: None,
+    on_started: Callable[[], object] = lambda: None,
 ) -> list[Metrics]:
     """Starts each role when the one before is ready, and gives what all of them report.
 
@@ -127,7 +128,10 @@ def _play(pipe: Connection, role: Role) -> None:
 
 
 def _run_threads(ready: Ready, roles: Sequence[Role], deadline: float) -> list[Metrics]:
-    """A role that plays others in threads. The process is killed when it is late, so no thread needs to be stopped."""
+    """A role that plays others in threads.
+
+    No thread is ever stopped: when one fails or is late, the process ends.
+    """
     ready()
     news = threading.Semaphore(0)
     found: list[Metrics] = []

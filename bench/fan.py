@@ -22,7 +22,6 @@ def jobs(settings: Settings) -> Iterator[Job]:
         for size in sorted(set(_SIZES) & set(settings.sizes)):
             for peer in peers():
                 if peer.fits(Layout("ipc", size, "", senders, receivers)):
-                    run = partial(
-                        flow.measure, peer, "ipc", size, settings, senders=senders, receivers=receivers
-                    )
+                    crowd = {"senders": senders, "receivers": receivers}
+                    run = partial(flow.measure, peer, "ipc", size, settings, **crowd)
                     yield Job(Cell(PART, kind, "ipc", size), peer.side, run)

@@ -1,8 +1,8 @@
 """Messages that flow from senders to receivers, each a participant of its own: what rate and fan measure.
 
-All receivers measure at the same time, and none of them the start: the clock runs when every sender has sent and every
-receiver has received, and some time more has passed. Senders go on until every receiver has left, so that nobody is left
-waiting for a message.
+All receivers measure at the same time, and none of them the start: the clock runs when every sender has
+sent and every receiver has received, and some time more has passed. Senders go on until every receiver has
+left, so that nobody waits for a message in vain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from .peers import Channel, End, Peer
 from .plan import Layout, Settings
 from .progress import Progress
 
-def measure(peer: Peer, transport: str, size: int, settings: Settings, *, senders: int = 1, receivers: int = 1) -> Metrics:
+
+def measure(
+    peer: Peer, transport: str, size: int, settings: Settings, *, senders: int = 1, receivers: int = 1
+) -> Metrics:
     """The ``rate``: messages a second, all receivers together.
 
     :raises CellFailed: no result, and why.
@@ -40,9 +43,7 @@ def measure(peer: Peer, transport: str, size: int, settings: Settings, *, sender
 
 def _roles(peer: Peer, layout: Layout, channel: Channel, settings: Settings) -> list[Role]:
     progress = Progress(layout.senders, layout.receivers)
-    senders = [
-        Role(_send, (peer, way, layout, progress, index)) for index, way in enumerate(channel.senders)
-    ]
+    senders = [Role(_send, (peer, way, layout, progress, index)) for index, way in enumerate(channel.senders)]
     receivers = [
         Role(_receive, (peer, way, layout, progress, index, settings.warm_up, settings.window))
         for index, way in enumerate(channel.receivers)
@@ -53,7 +54,14 @@ def _roles(peer: Peer, layout: Layout, channel: Channel, settings: Settings) -> 
 # --- a sender ---
 
 
-def _send(ready: Ready, peer: Peer, way: object, layout: Layout, progress: Progress, index: int) -> list[Metrics]:
+def _send(
+    ready: Ready,
+    peer: Peer,
+    way: object,
+    layout: Layout,
+    progress: Progress,
+    index: int,
+) -> list[Metrics]:
     end = peer.sender(way, layout)
     ready()
     give = _giver(end, layout)

@@ -32,7 +32,9 @@ class Goal:
     def ratio(self, results: Results) -> Summary | None:
         """What was reached. None: not measured."""
         theirs = self.against(results)
-        return theirs and results.ratio(self.cell, Side(OURS, self.variant), theirs, self._metric)
+        if theirs is None:
+            return None
+        return results.ratio(self.cell, Side(OURS, self.variant), theirs, self._metric)
 
     @property
     def _metric(self) -> str:
@@ -50,7 +52,12 @@ def _trip(kind: str) -> Cell:
 GOALS = (
     Goal("64 B, `send`/`recv`", _rate(64), 5),
     Goal("1 KiB, `send`/`recv`", _rate(KIB), 5),
-    Goal("64 B, `send_many`/`recv_many` (pyzmq: one message a call, it has no batches)", _rate(64), 15, "batches"),
+    Goal(
+        "64 B, `send_many`/`recv_many` (pyzmq: one message a call, it has no batches)",
+        _rate(64),
+        15,
+        "batches",
+    ),
     Goal("64 KiB, `send`/`recv`", _rate(64 * KIB), 6),
     Goal("1 MiB, `send`/`recv`", _rate(MIB), 6),
     Goal("64 B round trip, both sides busy", _trip(roundtrip.BUSY), 50),

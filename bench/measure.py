@@ -1,7 +1,7 @@
 """Runs all sides of all cells in turn, several times, and draws medians, spreads and ratios from it.
 
-A shared machine is faster in one minute than in the next. So the sides of a cell run right after each other, in another
-order each round, and a ratio is between two runs of the same round.
+A shared machine is faster in one minute than in the next. So the sides of a cell run right after each
+other, in another order each round, and a ratio is between two runs of the same round.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .crew import CellFailed, Metrics
+from .metrics import METRICS, size_text
 from .plan import Cell, Side
 
 # A side that fails this often in a cell is not tried there again: it may cost the whole deadline each time.
@@ -66,14 +67,14 @@ class Results:
         """None: no round gave it."""
         return _summarize(value for value in self._values(cell, side, metric) if value is not None)
 
-    def ratio(self, cell: Cell, ours: Side, theirs: Side, metric: str, *, more_is_better: bool) -> Summary | None:
+    def ratio(self, cell: Cell, ours: Side, theirs: Side, metric: str) -> Summary | None:
         """How many times better ours is, round by round."""
+        if not METRICS[metric].more_is_better:
+            ours, theirs = theirs, ours
         pairs = zip(self._values(cell, ours, metric), self._values(cell, theirs, metric), strict=False)
-        return _summarize(
-            (mine / other if more_is_better else other / mine) for mine, other in pairs if mine and other
-        )
+        return _summarize(one / other for one, other in pairs if one is not None and other)
 
-    def best(self, cell: Cell, library: str, metric: str, *, more_is_better: bool) -> Side | None:
+    def best(self, cell: Cell, library: str, metric: str) -> Side | None:
         """The library's way that did best there, by the median."""
         found = {
             side: summary.median
@@ -82,27 +83,13 @@ class Results:
         }
         if not found:
             return None
-        return max(found, key=found.__getitem__) if more_is_better else min(found, key=found.__getitem__)
-
-    def metrics(self, part: str) -> list[str]:
-        """The names of what was measured there."""
-        return list(
-            dict.fromkeys(
-                name
-                for (cell, _), rounds in self._rounds.items()
-                if cell.part == part
-                for outcome in rounds
-                if not isinstance(outcome, str)
-                for name in outcome
-            )
-        )
+        pick = max if METRICS[metric].more_is_better else min
+        return pick(found, key=found.__getitem__)
 
     def _values(self, cell: Cell, side: Side, metric: str) -> list[float | None]:
         """One a round."""
-        return [
-            None if isinstance(outcome, str) else outcome.get(metric)
-            for outcome in self._rounds.get((cell, side), [])
-        ]
+        rounds = self._rounds.get((cell, side), [])
+        return [None if isinstance(outcome, str) else outcome.get(metric) for outcome in rounds]
 
 
 def run_rounds(jobs: Iterable[Job], rounds: int, tell: Callable[[str], None]) -> Results:
@@ -116,7 +103,8 @@ def run_rounds(jobs: Iterable[Job], rounds: int, tell: Callable[[str], None]) ->
         cells.setdefault(job.cell, []).append(job)
     for number in range(rounds):
         for job in _in_turn(cells, number):
-            tell(f"round {number + 1} of {rounds}: {job.cell} {job.side}: {_run_once(job, results)}")
+            cell = f"{job.cell.part} {job.cell.kind} {job.cell.transport} {size_text(job.cell.size)}"
+            tell(f"round {number + 1}/{rounds}, {cell}, {job.side}: {_run_once(job, results)}")
     return results
 
 
@@ -136,7 +124,7 @@ def _run_once(job: Job, results: Results) -> str:
         results.add(job, str(error))
         return f"failed: {error}"
     results.add(job, metrics)
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return ", ".join(f"{name} {METRICS[name].text(value)}" for name, value in metrics.items())
 
 
 def _summarize(values: Iterable[float]) -> Summary | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .crew import CONTEXT
 
 _STARTED, _MEASURED, _LEFT = 1, 2, 3
@@ -36,12 +38,16 @@ class Progress:
 
     def all_started(self) -> bool:
         """Senders and receivers."""
-        return min(self._senders[:]) >= _STARTED and min(self._receivers[:]) >= _STARTED
+        return _all(self._senders, _STARTED) and _all(self._receivers, _STARTED)
 
     def all_measured(self) -> bool:
         """The receivers."""
-        return min(self._receivers[:]) >= _MEASURED
+        return _all(self._receivers, _MEASURED)
 
     def all_left(self) -> bool:
         """The receivers."""
-        return min(self._receivers[:]) >= _LEFT
+        return _all(self._receivers, _LEFT)
+
+
+def _all(stages: Any, least: int) -> bool:
+    return all(stage >= least for stage in stages)

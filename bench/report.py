@@ -1,41 +1,204 @@
-"""Results as a page: versions, the goals, and a table of everything."""
+"""The results as a page: the machine and versions, the goals, and tables of everything."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from . import fan, rate, roundtrip, scale
 from .goals import GOALS, Goal
 from .measure import Results, Summary
-from .peers import OURS, missing, versions
-from .plan import KIB, MIB, Cell, Settings, Side
+from .metrics import METRICS, ratio_text, size_text
+from .peers import OURS, THEIRS, missing, versions
+from .plan import Cell, Settings, Side
+
+_TITLES = {
+    rate.PART: "Rate",
+    roundtrip.PART: "Round trip",
+    fan.PART: "Fan-out and fan-in",
+    scale.PART: "Connection scale",
+}
 
 _NOTES = {
     rate.PART: """\
-Messages a second, one sender to one receiver: over ipc two processes, over inproc two threads of one process. The
-receiver measures, after a warm-up. *batches* are `send_many` and `recv_many`; no other library has batches. pyzmq uses
-PUSH and PULL; with *copy=False* (from 64 KiB) the receiver gets a `zmq.Frame` instead of bytes, and over inproc not even
-the memory is another one: only a reference goes across. pynng uses Push0 and Pull0, or Pair0, which can buffer on the
-receiving side.
+Messages a second from one sender to one receiver: over ipc two processes, over inproc two threads of one
+process. The receiver measures, after a warm-up.
+
+*multisocket batches*: `send_many` and `recv_many`; no other library has batches. *pyzmq*: PUSH and PULL.
+*copy=False* (from 64 KiB, where pyzmq begins to avoid copies): the receiver gets a `zmq.Frame` instead of
+bytes; over inproc not even the memory is another one, as only a reference goes across. *pynng*: Push0 and
+Pull0, or Pair0, which can buffer on the receiving side. *multiprocessing* is made for processes, so it is
+not in inproc.
 """,
     roundtrip.PART: f"""\
-A message there and back, as the client measures it. *busy*: at once again. *idle*: the client sleeps
-{roundtrip.IDLE_SECONDS * 1000:g} ms before each, so that both sides are asleep. pyzmq uses PAIR, or REQ and REP; pynng
-Pair0. Medians and 99th percentiles are those of a round; shown is the median round.
+A message there and back, as the client measures it. *busy*: the next one follows at once. *idle*: the
+client sleeps {roundtrip.IDLE_SECONDS * 1000:g} ms before each, so that both sides are asleep when it sends.
+pyzmq: PAIR, or REQ and REP. pynng: Pair0. Median and 99th percentile are those within a round; shown is the
+median round.
 """,
     fan.PART: """\
-Messages a second of all receivers together; every sender and receiver is a process. *shared*: the receivers are workers
-that share one Socket. multiprocessing.Pipe has a pipe for each process, in turn.
+Messages a second of all receivers together, each message to one of them; every sender and receiver is a
+process. *multisocket shared*: the receivers are workers that share one Socket. *multiprocessing.Pipe*: one
+for each process, in turn.
 """,
     scale.PART: f"""\
-Client sockets in one process, connected over inproc to one server, everything in one thread. Each client sends 64 B and
-gets a reply, {scale.TURNS} times; then the server sends to all, {scale.TURNS} times. Times are per client and turn (*connect* and *close*
-per client); *memory* is what the process grew by, per client. pyzmq uses DEALER and ROUTER, pynng polyamorous Pair1:
-they send to all one by one.
+Client sockets in one process, connected over inproc to one server; all in one thread. Each client sends 64
+B and gets a reply, {scale.TURNS} times; then the server sends to all, {scale.TURNS} times. *connect* and
+*close* are times per client, *send and reply* per exchange, *send to all* per client that it reached.
+*memory* and *descriptors* are what the process has more of, per client. pyzmq: DEALER and ROUTER; pynng:
+Pair1, polyamorous. Both send to all one by one.
 """,
 }
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    cell: Cell
+    metric: str
+
+
+def page(results: Results, settings: Settings, seconds: float) -> str:
+    """The whole page, in Markdown.
+
+    :param seconds: that the run has taken.
+    """
+    return "\n".join(
+        [
+            "# Benchmark results",
+            "",
+            "Written by `python -m bench`. The sides of each comparison run in turn, in one run. A ratio says",
+            f"how many times better {OURS} does; it is taken within each round. Given are the median of the",
+            "rounds and, in parentheses, the least and the most.",
+            "",
+            *_machine(settings, seconds),
+            "",
+            goals(results),
+            *itertools.chain.from_iterable(_part(results, part) for part in _TITLES if results.cells(part)),
+        ]
+    )
+
+
+def goals(results: Results) -> str:
+    """The goals, and whether they are reached."""
+    lines = [f"## Goals: {OURS} over {THEIRS}, ipc, two processes", ""]
+    rows = [[goal.what, f"≥ {goal.least:g}", *_reached(goal, results)] for goal in GOALS]
+    lines += _table(["", "goal", "ratio", "", f"{THEIRS} uses"], rows)
+    return "\n".join([*lines, ""])
+
+
+def _reached(goal: Goal, results: Results) -> list[str]:
+    theirs, ratio = goal.against(results), goal.ratio(results)
+    if theirs is None or ratio is None:
+        return ["not measured", "", ""]
+    way = theirs.variant or ("PUSH/PULL" if goal.cell.part == rate.PART else "PAIR")
+    return [_spread(ratio, ratio_text), "reached" if ratio.median >= goal.least else "**short**", way]
+
+
+# --- the machine ---
+
+
+def _machine(settings: Settings, seconds: float) -> Iterator[str]:
+    yield f"- {_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+    yield f"- {platform.python_implementation()} {platform.python_version()}{_gil()}"
+    yield "- " + ", ".join(f"{library} {version}" for library, version in versions.items())
+    for library, reason in missing.items():
+        yield f"- left out: {library} ({reason})"
+    yield (
+        f"- {settings.rounds} rounds; each side of each cell runs {settings.window:g} s after a warm-up of "
+        f"{settings.warm_up:g} s; {seconds / 60:.1f} minutes in all"
+    )
+    yield f"- {time.strftime('%Y-%m-%d')}; load average at the end: {os.getloadavg()[0]:.1f}"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            lines = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    except OSError:
+        lines = []
+    return lines[0] if lines else platform.machine()
+
+
+def _gil() -> str:
+    enabled = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return "" if enabled else ", free-threaded"
+
+
+# --- a part ---
+
+
+def _part(results: Results, part: str) -> Iterator[str]:
+    yield f"## {_TITLES[part]}"
+    yield ""
+    yield _NOTES[part]
+    cells = results.cells(part)
+    if part == scale.PART:
+        columns = [_Column(METRICS[metric].title, cells[0], metric) for metric in scale.METRICS]
+        yield from _block(results, f"{cells[0].kind}", columns)
+        return
+    for kind, transport in dict.fromkeys((cell.kind, cell.transport) for cell in cells):
+        group = [cell for cell in cells if (cell.kind, cell.transport) == (kind, transport)]
+        for metric in ("median", "p99") if part == roundtrip.PART else ("rate",):
+            columns = [_Column(size_text(cell.size), cell, metric) for cell in group]
+            yield from _block(results, f"{kind}, {transport}: {METRICS[metric].title}", columns)
+
+
+def _block(results: Results, title: str, columns: Sequence[_Column]) -> Iterator[str]:
+    """A table of values, one of ratios, and why something failed."""
+    sides = list(dict.fromkeys(side for column in columns for side in results.sides(column.cell)))
+    heads = [column.head for column in columns]
+    yield f"### {title[:1].upper()}{title[1:]}"
+    yield ""
+    yield from _table(["", *heads], [_values(results, side, columns) for side in sides])
+    yield ""
+    others = [side for side in sides if side.library != OURS]
+    if any(side.library == OURS for side in sides) and others:
+        yield f"{OURS} over the others:"
+        yield ""
+        yield from _table(["", *heads], [_ratios(results, side, columns) for side in others])
+        yield ""
+    yield from _failures(results, sides, columns)
+
+
+def _values(results: Results, side: Side, columns: Sequence[_Column]) -> list[str]:
+    row = [str(side)]
+    for column in columns:
+        summary = results.summary(column.cell, side, column.metric)
+        if summary is not None:
+            row.append(_spread(summary, METRICS[column.metric].text))
+        else:
+            row.append("failed" if results.failures(column.cell, side) else "")
+    return row
+
+
+def _ratios(results: Results, side: Side, columns: Sequence[_Column]) -> list[str]:
+    row = [str(side)]
+    for column in columns:
+        ratio = results.ratio(column.cell, Side(OURS), side, column.metric)
+        row.append("" if ratio is None else _spread(ratio, ratio_text))
+    return row
+
+
+def _failures(results: Results, sides: Sequence[Side], columns: Sequence[_Column]) -> Iterator[str]:
+    for cell, side in itertools.product(dict.fromkeys(column.cell for column in columns), sides):
+        failures = results.failures(cell, side)
+        if failures:
+            yield f"- {side}, {size_text(cell.size)}: failed in {len(failures)} rounds: {failures[0]}"
+            yield ""
+
+
+def _spread(summary: Summary, text: Callable[[float], str]) -> str:
+    return f"{text(summary.median)} ({text(summary.least)}-{text(summary.most)})"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(heads) + " |"
+    yield "|---|" + "---:|" * (len(heads) - 1)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"

@@ -1,7 +1,7 @@
 """Round trip: how long a message takes to the other side and back.
 
-Busy: both sides answer at once, again and again. Idle: the client sleeps before each, so that both sides are asleep when
-the message is sent.
+Busy: both sides answer at once, again and again. Idle: the client sleeps before each, so that both sides
+are asleep when the message is sent.
 """
 
 from __future__ import annotations
@@ -78,7 +78,14 @@ def _pong(ready: Ready, peer: Peer, way: object, layout: Layout, progress: Progr
 
 
 def _ping(
-    ready: Ready, peer: Peer, way: object, layout: Layout, progress: Progress, idle: float, warm_up: float, window: float
+    ready: Ready,
+    peer: Peer,
+    way: object,
+    layout: Layout,
+    progress: Progress,
+    idle: float,
+    warm_up: float,
+    window: float,
 ) -> list[Metrics]:
     end = peer.sender(way, layout)
     ready()

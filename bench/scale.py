@@ -1,7 +1,7 @@
 """Connection scale: very many client sockets and one server, in one process over inproc.
 
-Each client sends and gets a reply, some times over; then the server sends to all, some times over. Everything happens in
-one thread, so the times are the libraries' own.
+Each client sends and gets a reply, some times over; then the server sends to all, some times over. Everything
+happens in one thread, so the times are the libraries' own.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from .peers import ScalePeer, scale_peers
 from .plan import Cell, Settings
 
 PART = "scale"
-KIND = "clients"
 TURNS = 10
 """How often each client asks, and how often the server tells all."""
+
+METRICS = ("connect", "reply", "send_all", "close", "memory", "descriptors")
+"""What is reported, per client."""
 
 _SIZE = 64
 
@@ -33,7 +35,11 @@ _DEADLINES = 6
 def jobs(settings: Settings) -> Iterator[Job]:
     """All that is to be measured."""
     for peer in scale_peers():
-        yield Job(Cell(PART, KIND, "inproc", _SIZE), peer.side, partial(_measure, peer, settings))
+        yield Job(
+            Cell(PART, f"{settings.clients} clients", "inproc", _SIZE),
+            peer.side,
+            partial(_measure, peer, settings),
+        )
 
 
 def _measure(peer: type[ScalePeer], settings: Settings) -> Metrics:

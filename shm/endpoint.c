@@ -165,6 +165,8 @@ static peer *receiver_at(const peer_list *peers, uint32_t i)
  * the first window that has one with room. NULL: none has room. */
 static peer *choose(const peer_list *peers, uint32_t *turn, uint64_t bytes)
 {
+    if (peers->only)
+        return ring_has_room(peers->only->inbox, bytes) ? peers->only : NULL;
     peer *best = NULL;
     uint32_t least = 0, best_at = 0;
     uint32_t start = *turn < peers->size ? *turn : 0;
@@ -271,6 +273,9 @@ int send_to_one(segment *seg, const peer_list *peers, uint32_t *turn, const mess
         return rc;
     if (!peers->receivers)
         return put_pending(seg, peers, m, 1, &done, wait_lock);
+    /* With one receiver the push itself finds out about room, and need not look at what its consumers write. */
+    if (peers->only && (rc = push_to(peers->only, m, wait_lock)) != RING_CLOSED)
+        return rc;
     for (;;) {
         peer *p = choose(peers, turn, message_size(m));
         if (!p)

@@ -108,6 +108,7 @@ typedef struct {
     uint32_t version; /* of the pipe table that it shows */
     uint32_t size; /* entries of by_slot */
     uint32_t receivers; /* peers with an inbox */
+    peer *only; /* the receiver, when there is just one */
     peer *by_slot[]; /* NULL where no open pipe is */
 } peer_list;
 

@@ -137,6 +137,7 @@ cdef extern from "endpoint.h" nogil:
         uint32_t version
         uint32_t size
         uint32_t receivers
+        peer *only
         peer **by_slot
     uint64_t segment_size(uint64_t inbox, uint64_t pending)
     int segment_init(void *base, int fd, uint64_t inbox, uint32_t inbox_limit, uint64_t pending, uint32_t pending_limit)
@@ -935,6 +936,7 @@ cdef _Peers _read_peers(Segment own, _Peers before):
         self.list.by_slot[i] = &one.p
         if one.p.inbox != NULL:
             self.list.receivers += 1
+            self.list.only = &one.p if self.list.receivers == 1 else NULL
     return self
 
 

@@ -1,4 +1,4 @@
-"""The libraries that are compared, each behind the same small interface. One that cannot be imported is left out."""
+"""The libraries, all behind the same small interface. One that cannot be imported is left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from types import ModuleType
 from . import with_multiprocessing
 from .interface import Channel, End, Peer, ScalePeer
 
-__all__ = ["OURS", "THEIRS", "Channel", "End", "Peer", "ScalePeer", "missing", "peers", "scale_peers", "versions"]
+__all__ = [
+    "OURS",
+    "THEIRS",
+    "Channel",
+    "End",
+    "Peer",
+    "ScalePeer",
+    "missing",
+    "peers",
+    "scale_peers",
+    "versions",
+]
 
 OURS = "multisocket"
 THEIRS = "pyzmq"
@@ -39,7 +50,7 @@ def peers() -> list[Peer]:
     for module, names in (
         (_found.get(OURS), ("Plain", "Batches", "Shared")),
         (_found.get(THEIRS), ("Plain", "NoCopy", "Request")),
-        (_found.get("pynng"), ("Plain",)),
+        (_found.get("pynng"), ("Plain", "Pair")),
         (with_multiprocessing, ("Queue", "Pipe")),
     ):
         if module is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..plan import Layout, Side
 
 SEND_TIMEOUT = 0.1
-"""Seconds that a send may wait for room before it raises one of ``End.full``: so that a sender sees when it is over."""
+"""Seconds that a send waits for room before it raises one of ``End.full``, to see when it is over."""
 
 
 def _unable(*_: object) -> Any:
@@ -23,7 +23,7 @@ def _nothing() -> None:
 
 @dataclass
 class End:
-    """One end of a connection. Its functions are the library's own, so that nothing stands between it and the clock.
+    """One end of a connection. Its functions are the library's own: nothing stands between it and the clock.
 
     :param send: one content.
     :param recv: one content, or what the library gives instead and has its length.
@@ -33,7 +33,7 @@ class End:
     """
 
     close: Callable[[], object]
-    send: Callable[[bytes], object] = _unable
+    send: Callable[[Any], object] = _unable
     recv: Callable[[], Sized] = _unable
     send_many: Callable[[list[bytes]], object] | None = None
     recv_many: Callable[[int], Sequence[Sized]] | None = None
@@ -42,7 +42,7 @@ class End:
 
 @dataclass
 class Channel:
-    """What the participants are given to find each other: an address each, or objects that must be made before them.
+    """What participants are given to find each other: an address, or objects that are made before them.
 
     :param senders: for each sender. Goes to its process by pickle.
     :param receivers: for each receiver.

@@ -41,7 +41,7 @@ class Queue(Peer):
 
 
 class Pipe(Peer):
-    """A pipe for each pair of sender and receiver, as several processes cannot use one end; fan-out takes turns."""
+    """A pipe for each sender and receiver, as processes cannot share an end; fan-out takes turns."""
 
     side = Side("multiprocessing.Pipe")
     transports = frozenset({"ipc"})

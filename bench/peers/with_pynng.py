@@ -1,11 +1,11 @@
-"""pynng: Push0 and Pull0 one way, Pair0 both ways."""
+"""pynng: Push0 and Pull0, or Pair0."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-import pynng
+import pynng  # type: ignore[import-untyped]
 
 from ..plan import Layout, Side
 from .interface import SEND_TIMEOUT, End, Peer, ScalePeer
@@ -19,27 +19,44 @@ _SETTLE_SECONDS = 30.0
 def _open(kind: Any, address: str, *, listens: bool, layout: Layout) -> Any:
     options: dict[str, Any] = {"listen": address} if listens else {"dial": address, "block_on_dial": True}
     if kind is not pynng.Pull0:
-        options |= {"send_buffer_size": layout.queue, "send_timeout": int(SEND_TIMEOUT * 1000)}
+        options |= {
+            "send_buffer_size": min(layout.queue, _MOST_BUFFERED),
+            "send_timeout": int(SEND_TIMEOUT * 1000),
+        }
     if kind is not pynng.Push0:
-        options |= {"recv_buffer_size": layout.queue}
+        options |= {"recv_buffer_size": min(layout.queue, _MOST_BUFFERED)}
     # By default, nothing above 1 MiB is let in.
     return kind(recv_max_size=0, **options)
 
 
 class Plain(Peer):
-    """``send`` and ``recv``."""
+    """``send`` and ``recv``; Push0 and Pull0 one way, Pair0 both ways."""
 
     side = Side("pynng")
+    _forward: tuple[Any, Any] = (pynng.Push0, pynng.Pull0)
+    _duplex: tuple[Any, Any] = (pynng.Pair0, pynng.Pair0)
 
     def _end(self, kind: Any, address: str, listens: bool, layout: Layout) -> End:
         sock = _open(kind, address, listens=listens, layout=layout)
         return End(sock.close, sock.send, sock.recv, full=(pynng.Timeout,))
 
     def sender(self, way: str, layout: Layout) -> End:
-        return self._end(pynng.Pair0 if layout.duplex else pynng.Push0, way, layout.sender_listens, layout)
+        kind = (self._duplex if layout.duplex else self._forward)[0]
+        return self._end(kind, way, layout.sender_listens, layout)
 
     def receiver(self, way: str, layout: Layout) -> End:
-        return self._end(pynng.Pair0 if layout.duplex else pynng.Pull0, way, not layout.sender_listens, layout)
+        kind = (self._duplex if layout.duplex else self._forward)[1]
+        return self._end(kind, way, not layout.sender_listens, layout)
+
+
+class Pair(Plain):
+    """Pair0 one way too: unlike Pull0, it can buffer what it receives."""
+
+    side = Side("pynng", "Pair0")
+    _forward = (pynng.Pair0, pynng.Pair0)
+
+    def fits(self, layout: Layout) -> bool:
+        return layout.senders == layout.receivers == 1 and not layout.duplex
 
 
 class Scale(ScalePeer):
@@ -49,22 +66,20 @@ class Scale(ScalePeer):
 
     def __init__(self, address: str, clients: int) -> None:
         self._address = address
-        self._server = pynng.Pair1(
-            polyamorous=True, listen=address, recv_buffer_size=min(clients, _MOST_BUFFERED)
-        )
+        buffered = min(clients, _MOST_BUFFERED)
+        self._server = pynng.Pair1(polyamorous=True, listen=address, recv_buffer_size=buffered)
         self._clients: list[Any] = []
 
     def add_client(self) -> None:
         # The send of a polyamorous server drops what finds no room, so a client has some.
-        self._clients.append(
-            pynng.Pair1(dial=self._address, block_on_dial=True, send_buffer_size=1, recv_buffer_size=1)
-        )
+        client = pynng.Pair1(dial=self._address, block_on_dial=True, send_buffer_size=1, recv_buffer_size=1)
+        self._clients.append(client)
 
     def settle(self) -> None:
         end = time.monotonic() + _SETTLE_SECONDS
         while len(self._server.pipes) < len(self._clients):
             if time.monotonic() > end:
-                raise TimeoutError(f"the server knows {len(self._server.pipes)} of {len(self._clients)} clients")
+                raise TimeoutError(f"{len(self._server.pipes)} of {len(self._clients)} are connected")
             time.sleep(0.001)
 
     def ask_all(self, content: bytes) -> None:

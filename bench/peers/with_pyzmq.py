@@ -14,9 +14,10 @@ VERSION = f"{zmq.__version__} (libzmq {zmq.zmq_version()})"
 # From here on pyzmq can do without copies (zmq.COPY_THRESHOLD); below, copy=False copies too.
 _NO_COPY_SIZE = 64 * KIB
 
+
 def _open(kind: int, address: str, *, listens: bool, layout: Layout) -> zmq.Socket[bytes]:
     # inproc needs one context for both threads.
-    sock = zmq.Context.instance().socket(kind)
+    sock: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     sock.set_hwm(layout.queue)
     sock.linger = 0
     sock.sndtimeo = int(SEND_TIMEOUT * 1000)
