@@ -18,6 +18,12 @@
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
 #endif
+#ifdef PLATFORM_OLD_KERNEL /* for tests: as if neither were known */
+#undef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 9999
+#undef SYS_futex_waitv
+#define SYS_futex_waitv 9999
+#endif
 /* The layout and flags of futex_waitv(2), for headers older than Linux 5.16. */
 #define WAITV_SIZE_U32 2u
 struct waitv_entry {

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import multisocket as ms
-from multisocket import names
+from multisocket import names, shm
 
 DEADLINE = 30.0
 START_METHODS = ["fork", "spawn", "forkserver"]
@@ -165,22 +165,25 @@ def leaves_nothing() -> Iterator[None]:
     assert not left, "shared memory is left behind"
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):
-        ms.clean()
-        session.config.stash[_before] = names_in_shm()
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """When all workers have ended, and one process has looked after what was killed, nothing is left."""
+    """When all workers have ended, and one process has looked after what was killed, nothing dead is left."""
     if hasattr(session.config, "workerinput"):
         return
     ms.clean()
-    own = Path(names.guard_path()).name
-    left = names_in_shm() - session.config.stash[_before] - {own}
+    left = sorted(name for name in names_in_shm() if not _is_somebodys(name))
     if left:
-        print(f"\nleft behind in /dev/shm: {sorted(left)}")
+        print(f"\nleft behind in /dev/shm: {left}")
         session.exitstatus = 1
 
 
-_before = pytest.StashKey[set[str]]()
+def _is_somebodys(name: str) -> bool:
+    """Whether the process lives that made it: ours, or one that has nothing to do with the tests."""
+    prefix = name.removesuffix(".guard") if name.endswith(".guard") else name.rpartition("-")[0]
+    guard = f"/dev/shm/{prefix}.guard"
+    if guard == names.guard_path():
+        return True
+    try:
+        with open(guard, "rb") as file:
+            return shm.is_locked(file.fileno())
+    except OSError:
+        return False
