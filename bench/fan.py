@@ -13,7 +13,7 @@ from .plan import KIB, Cell, Layout, Settings
 PART = "fan"
 OUT, IN = "fan-out", "fan-in"
 
-_SIZES = (64, KIB, 64 * KIB)
+_SIZES = (64, 64 * KIB)
 
 
 def jobs(settings: Settings) -> Iterator[Job]:

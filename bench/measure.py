@@ -7,6 +7,7 @@ other, in another order each round, and a ratio is between two runs of the same 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,14 +21,16 @@ _MOST_FAILURES = 2
 
 @dataclass(frozen=True)
 class Job:
-    """One side of one cell. ``run`` measures once.
+    """One side of one cell.
 
-    :raises CellFailed: it could not.
+    :param run: measures once, or raises CellFailed.
+    :param most_rounds: in which it takes part.
     """
 
     cell: Cell
     side: Side
     run: Callable[[], Metrics]
+    most_rounds: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def run_rounds(jobs: Iterable[Job], rounds: int, tell: Callable[[str], None]) ->
 def _in_turn(cells: dict[Cell, list[Job]], number: int) -> Iterator[Job]:
     for jobs in cells.values():
         first = number % len(jobs)
-        yield from jobs[first:] + jobs[:first]
+        yield from (job for job in jobs[first:] + jobs[:first] if number < job.most_rounds)
 
 
 def _run_once(job: Job, results: Results) -> str:

@@ -51,11 +51,13 @@ class Metric:
     :param title: what it is, for tables and plots, with the unit of what the results hold.
     :param text: writes one, with a fitting unit.
     :param more_is_better: or less.
+    :param compared: whether ratios say something.
     """
 
     title: str
     text: Callable[[float], str]
     more_is_better: bool = False
+    compared: bool = True
 
 
 METRICS = {
@@ -67,6 +69,6 @@ METRICS = {
     "send_all": Metric("send to all", _time_text),
     "close": Metric("close", _time_text),
     "memory": Metric("memory", _bytes_text),
-    "descriptors": Metric("descriptors", _three_digits),
+    "descriptors": Metric("descriptors", _three_digits, compared=False),
 }
 """By the names that participants report: rates in messages a second, times in seconds, memory in bytes."""

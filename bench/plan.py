@@ -107,8 +107,8 @@ class Settings:
     """
 
     rounds: int = 5
-    warm_up: float = 0.1
-    window: float = 0.35
+    warm_up: float = 0.08
+    window: float = 0.3
     deadline: float = 10.0
     sizes: tuple[int, ...] = (64, KIB, 64 * KIB, MIB, 16 * MIB)
     workers: int = 4

@@ -54,7 +54,7 @@ def _draw_group(results: Results, cells: list[Cell], metric: str, directory: Pat
     first = cells[0]
     figure, axes = plt.subplots(figsize=(8, 5))
     ways: dict[str, int] = {}
-    for side in dict.fromkeys(side for cell in cells for side in results.sides(cell)):
+    for side in sorted({side for cell in cells for side in results.sides(cell)}):
         line = ways.setdefault(side.library, 0)
         ways[side.library] += 1
         _draw_side(results, cells, side, metric, axes, _LINES[line % len(_LINES)])

@@ -14,7 +14,7 @@ from . import fan, rate, roundtrip, scale
 from .goals import GOALS, Goal
 from .measure import Results, Summary
 from .metrics import METRICS, ratio_text, size_text
-from .peers import OURS, THEIRS, missing, versions
+from .peers import OURS, THEIRS, missing, peers, versions
 from .plan import Cell, Settings, Side
 
 _TITLES = {
@@ -23,6 +23,8 @@ _TITLES = {
     fan.PART: "Fan-out and fan-in",
     scale.PART: "Connection scale",
 }
+
+_ORDER = [peer.side for peer in peers()]
 
 _NOTES = {
     rate.PART: """\
@@ -72,9 +74,9 @@ def page(results: Results, settings: Settings, seconds: float) -> str:
         [
             "# Benchmark results",
             "",
-            "Written by `python -m bench`. The sides of each comparison run in turn, in one run. A ratio says",
-            f"how many times better {OURS} does; it is taken within each round. Given are the median of the",
-            "rounds and, in parentheses, the least and the most.",
+            "Written by `python -m bench`. The sides of each comparison run in turn, in one run. A ratio",
+            f"says how many times better {OURS} does; it is taken within each round. Given are the median",
+            "of the rounds and, in parentheses, the least and the most.",
             "",
             *_machine(settings, seconds),
             "",
@@ -110,7 +112,7 @@ def _machine(settings: Settings, seconds: float) -> Iterator[str]:
     for library, reason in missing.items():
         yield f"- left out: {library} ({reason})"
     yield (
-        f"- {settings.rounds} rounds; each side of each cell runs {settings.window:g} s after a warm-up of "
+        f"- {_times(settings.rounds)}; each side of each cell runs {settings.window:g} s after a warm-up of "
         f"{settings.warm_up:g} s; {seconds / 60:.1f} minutes in all"
     )
     yield f"- {time.strftime('%Y-%m-%d')}; load average at the end: {os.getloadavg()[0]:.1f}"
@@ -151,7 +153,7 @@ def _part(results: Results, part: str) -> Iterator[str]:
 
 def _block(results: Results, title: str, columns: Sequence[_Column]) -> Iterator[str]:
     """A table of values, one of ratios, and why something failed."""
-    sides = list(dict.fromkeys(side for column in columns for side in results.sides(column.cell)))
+    sides = sorted({side for column in columns for side in results.sides(column.cell)}, key=_ORDER.index)
     heads = [column.head for column in columns]
     yield f"### {title[:1].upper()}{title[1:]}"
     yield ""
@@ -161,7 +163,9 @@ def _block(results: Results, title: str, columns: Sequence[_Column]) -> Iterator
     if any(side.library == OURS for side in sides) and others:
         yield f"{OURS} over the others:"
         yield ""
-        yield from _table(["", *heads], [_ratios(results, side, columns) for side in others])
+        compared = [column for column in columns if METRICS[column.metric].compared]
+        rows = [_ratios(results, side, compared) for side in others]
+        yield from _table(["", *(column.head for column in compared)], rows)
         yield ""
     yield from _failures(results, sides, columns)
 
@@ -189,12 +193,18 @@ def _failures(results: Results, sides: Sequence[Side], columns: Sequence[_Column
     for cell, side in itertools.product(dict.fromkeys(column.cell for column in columns), sides):
         failures = results.failures(cell, side)
         if failures:
-            yield f"- {side}, {size_text(cell.size)}: failed in {len(failures)} rounds: {failures[0]}"
+            yield f"- {side}, {size_text(cell.size)}: failed in {_times(len(failures))}: {failures[0]}"
             yield ""
 
 
 def _spread(summary: Summary, text: Callable[[float], str]) -> str:
+    if summary.least == summary.most:
+        return text(summary.median)
     return f"{text(summary.median)} ({text(summary.least)}-{text(summary.most)})"
+
+
+def _times(rounds: int) -> str:
+    return "1 round" if rounds == 1 else f"{rounds} rounds"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

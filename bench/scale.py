@@ -30,16 +30,14 @@ _SIZE = 64
 
 # Ten thousand sockets take their time to open and close.
 _DEADLINES = 6
+_MOST_ROUNDS = 3
 
 
 def jobs(settings: Settings) -> Iterator[Job]:
     """All that is to be measured."""
+    cell = Cell(PART, f"{settings.clients} clients", "inproc", _SIZE)
     for peer in scale_peers():
-        yield Job(
-            Cell(PART, f"{settings.clients} clients", "inproc", _SIZE),
-            peer.side,
-            partial(_measure, peer, settings),
-        )
+        yield Job(cell, peer.side, partial(_measure, peer, settings), _MOST_ROUNDS)
 
 
 def _measure(peer: type[ScalePeer], settings: Settings) -> Metrics:

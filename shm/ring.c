@@ -1,6 +1,7 @@
 #include "ring.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #define RING_MAGIC 0x6d737269u /* "msri" */
@@ -488,7 +489,7 @@ void ring_leave(ring_reader *reader)
     CRASH_POINT("leave: before the wake");
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&s->room.armed, memory_order_relaxed) && worth_telling(r, reader->head))
-        event_notify_all(&s->room);
+        event_wake(&s->room, INT_MAX);
 }
 
 void ring_copy(const ring *r, const record *rec, uint64_t offset, void *out, size_t n)

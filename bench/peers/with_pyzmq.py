@@ -18,7 +18,9 @@ _NO_COPY_SIZE = 64 * KIB
 def _open(kind: int, address: str, *, listens: bool, layout: Layout) -> zmq.Socket[bytes]:
     # inproc needs one context for both threads.
     sock: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
-    sock.set_hwm(layout.queue)
+    if not layout.duplex:
+        # There and back, one message is on its way; and a REQ with a low mark may hang over inproc.
+        sock.set_hwm(layout.queue)
     sock.linger = 0
     sock.sndtimeo = int(SEND_TIMEOUT * 1000)
     if listens:
