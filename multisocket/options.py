@@ -78,7 +78,7 @@ SOCKET: Mapping[str, Option] = {
     "no_recv": flag(False),
     "no_send": flag(False),
     "recv_queue_size": whole(65536, 1, _MOST, "messages"),
-    "recv_queue_bytes": whole(8 << 20, 4096, 32 << 30, "bytes"),
+    "recv_queue_bytes": whole(4 << 20, 4096, 32 << 30, "bytes"),
     "send_queue_size": whole(64, 1, _MOST, "messages"),
     "send_ttl": whole(16, 1, 255, "nodes"),
     "send_best_effort": flag(False),

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
+#include <time.h>
 
 #define RING_MAGIC 0x6d737269u /* "msri" */
 #define RING_LAYOUT 1u
@@ -10,6 +11,7 @@
 
 /* How often a taken lock is tried before sleeping on it: it is held for a copy, so it is free again soon. */
 #define LOCK_TRIES 100
+#define LOCK_SLICE_NS 50000000
 
 /* ---- cursors ---- */
 
@@ -172,18 +174,32 @@ bool ring_has_ample_room(const ring *r, uint64_t message_bytes)
 
 /* ---- locks ---- */
 
+/* Sleeps for the lock in slices. A waiter who was woken and is killed before it takes the lock would else leave the
+ * others asleep at a lock that is free: the kernel only helps when nobody else has taken and released it meanwhile. */
+static int lock_in_slices(pthread_mutex_t *lock)
+{
+    int rc;
+    do {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until); /* the only clock that pthread_mutex_timedlock knows */
+        int64_t ns = until.tv_nsec + LOCK_SLICE_NS;
+        until.tv_sec += ns / 1000000000;
+        until.tv_nsec = ns % 1000000000;
+        rc = pthread_mutex_timedlock(lock, &until);
+    } while (rc == ETIMEDOUT);
+    return rc;
+}
+
 static int lock_robust(pthread_mutex_t *lock, bool wait)
 {
     int rc = pthread_mutex_trylock(lock);
-    if (rc == EBUSY && wait) {
-        for (int i = 0; rc == EBUSY && i < LOCK_TRIES; i++) {
-            platform_pause();
-            rc = pthread_mutex_trylock(lock);
-        }
-        if (rc == EBUSY)
-            rc = pthread_mutex_lock(lock);
+    if (rc != EBUSY || !wait)
+        return rc;
+    for (int i = 0; rc == EBUSY && i < LOCK_TRIES; i++) {
+        platform_pause();
+        rc = pthread_mutex_trylock(lock);
     }
-    return rc;
+    return rc == EBUSY ? lock_in_slices(lock) : rc;
 }
 
 /* The total counts on, but is stored after the cursor: bring it along when a process was killed in between. */

@@ -11,7 +11,7 @@ from .interface import SEND_TIMEOUT, Channel, End, Peer, ScalePeer
 
 VERSION = ms.__version__
 
-_DEFAULT_QUEUE_BYTES = 8 << 20
+_DEFAULT_QUEUE_BYTES = 4 << 20
 
 
 def _open(layout: Layout, **options: Any) -> ms.Socket:
