@@ -10,10 +10,12 @@ what they found. All workers take their jobs from ONE Socket: whoever is free ge
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import keyword
 import multiprocessing
 import os
+import signal
 import sys
 import sysconfig
 import threading
@@ -74,12 +76,15 @@ def identifiers(source: bytes) -> Counter[str]:
 
 def work(jobs: Pull, results: Push) -> None:
     """Takes files until there are no more; says what it takes, so that nobody waits for a file it dies over."""
-    for job in jobs:
-        if job == END:
-            return
-        path, _, source = job.partition(b"\0")
-        results.send_obj({"path": path, "taken": os.getpid()})
-        results.send_obj(result_of(os.fsdecode(path), source))
+    # Ctrl-C is for the first process: it closes the Sockets, and that ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(ms.Closed):
+        for job in jobs:
+            if job == END:
+                return
+            path, _, source = job.partition(b"\0")
+            results.send_obj({"path": path, "taken": os.getpid()})
+            results.send_obj(result_of(os.fsdecode(path), source))
 
 
 def result_of(path: str, source: bytes) -> dict[str, Any]:
