@@ -252,6 +252,7 @@ class Connector:
             if self._closed:
                 return
             self._closed = True
+            self._unreceived.clear()
             ends: list[Any] = [*self._listeners, *self._dialers]
         for end in ends:
             end.close()

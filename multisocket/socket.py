@@ -199,16 +199,19 @@ class Socket(Endpoint):
         self._close(self._options["send_stop_timeout"])
 
     def _close(self, drain: float) -> None:
-        if self._connector is None or not self._is_owner:
+        connector = self._connector
+        if connector is None or not self._is_owner:
             self._detach()
             return
-        self._connector.close(drain)
+        connector.close(drain)
         with self._closing:
             if not self._is_removed:
                 names.remove_segment(self._name)
             self._is_removed = True
         _open_sockets.discard(self)
         self._detach()
+        # They refer to each other: without this, memory would be kept until the next garbage collection.
+        self._connector = None
 
     def __enter__(self) -> Socket:
         return self

@@ -9,7 +9,6 @@
 #define _GNU_SOURCE /* CPU_SET */
 #include "native.h"
 
-#include <limits.h>
 #include <sched.h>
 #include <sys/wait.h>
 
@@ -23,13 +22,6 @@
 /* What survivors may take to go on (they promise 100 ms), and what a busy machine may add now and then. */
 #define GO_ON_NS (100 * (int64_t)MS)
 #define HANG_NS (5000 * (int64_t)MS)
-
-/* A known defect: when a waiter for a lock is killed just as it is woken, while the lock is taken anew, the other
- * waiters sleep on though the lock becomes free. While this is 1, the test of just that is left out, and the others wake
- * such sleepers themselves. To be removed, with all that depends on it, once the core waits for locks in slices. */
-#ifndef LOCKS_LOSE_WAKES
-#define LOCKS_LOSE_WAKES 1
-#endif
 
 /* ---- the points ---- */
 
@@ -296,23 +288,12 @@ static int wait_for_child(pid_t child)
     return status;
 }
 
-/* Whoever sleeps on a lock looks again: the first word of a mutex is its futex. */
-static void wake_for_locks(void)
-{
-    ring_shared *rings[] = {&own.shared->pending, &other.shared->inbox};
-    for (unsigned i = 0; LOCKS_LOSE_WAKES && i < 2; i++) {
-        platform_wake((_Atomic uint32_t *)(void *)&rings[i]->producers, INT_MAX);
-        platform_wake((_Atomic uint32_t *)(void *)&rings[i]->consumers, INT_MAX);
-    }
-}
-
 static void await_clean_end(pid_t child)
 {
     int status;
     for (int64_t end = soon(HANG_NS); waitpid(child, &status, WNOHANG) != child;) {
         CHECK(platform_now() < end, "a surviving process does not end");
         nap(MS);
-        wake_for_locks();
     }
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a surviving process ended with status %x", (unsigned)status);
 }
@@ -730,8 +711,6 @@ static void await_steps(int dead)
         while (i != dead && atomic_load(&b->steps[i]) == before[i] && atomic_load(&b->next) < NUMBERS_MOST - 100) {
             CHECK(platform_now() - died < HANG_NS, "worker %d does not go on", i);
             nap(20000);
-            if (platform_now() - died > 500 * (int64_t)MS)
-                wake_for_locks();
         }
     slow_cases += platform_now() - died > GO_ON_NS;
     cases++;
@@ -816,8 +795,7 @@ int main(int argc, char **argv)
     test_name = "sleepers";
     give_time(60);
     kill_wakers();
-    if (!LOCKS_LOSE_WAKES)
-        kill_woken_waiters();
+    kill_woken_waiters();
     kill_at_random(scale * 300 < 1 ? 1 : (unsigned)(scale * 300));
     check_reached();
     CHECK(slow_cases <= 2 + cases / 50, "%u of %u kills held up the others for more than 100 ms", slow_cases, cases);

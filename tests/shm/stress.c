@@ -227,6 +227,8 @@ static int take_some(traffic *w, taker *k, rng *g)
         return rc;
     CHECK(ring_depth(&w->t.r) <= w->plan->limit, "%u records, limit %u", ring_depth(&w->t.r), w->plan->limit);
     CHECK(ring_used(&w->t.r) <= w->plan->capacity, "more is used than there is");
+    if (rng_one_in(g, 8))
+        nap(1000); /* with the lock held: whatever producers do meanwhile */
     unsigned most = 1 + (unsigned)rng_below(g, BATCH_MOST);
     k->n = 0;
     while (k->n < most && (rc = ring_front(&reader, &rec)) == RING_OK) {
@@ -955,6 +957,59 @@ static void test_pending_order(void)
     }
 }
 
+/* ---- a pipe that opens while a sender is about to put its message into pending ---- */
+
+typedef struct {
+    node *own, *to;
+} gate_state;
+
+static void *open_the_pipe(void *arg)
+{
+    gate_state *o = arg;
+    peers p;
+    open_pipe(&o->own->seg, 1, 1);
+    peers_open(&p, &o->own->seg);
+    CHECK(flush_pending(p.seg, p.list, &p.turn, true) == RING_OK, "an empty inbox");
+    peers_close(&p);
+    return NULL;
+}
+
+static void *send_through_gate(void *arg)
+{
+    gate_state *o = arg;
+    message m = {.ttl = 1, .content = (const uint8_t *)"x", .length = 1};
+    peers p;
+    peers_open(&p, &o->own->seg);
+    int rc;
+    while ((rc = send_to_one(p.seg, p.list, &p.turn, &m, true)) != RING_OK)
+        after_failure(&p, rc, message_size(&m));
+    peers_close(&p);
+    return NULL;
+}
+
+/* Both wait for the lock, the opener in front. The sender has seen no pipe: its message must not stay in pending, where
+ * nobody looks again. */
+static void test_gate(void)
+{
+    for (unsigned round = 0; round < scaled(20); round++) {
+        gate_state o = {make_node(RING_MIN_BYTES, RING_MIN_BYTES, 8), make_node(RING_MIN_BYTES, RING_MIN_BYTES, 8)};
+        ring_writer gate;
+        atomic_store(&directory[1], o.to);
+        CHECK(ring_begin(&o.own->seg.pending, &gate, true) == RING_OK, "a fresh ring");
+        pthread_t opener = start(open_the_pipe, &o);
+        nap(2 * MS);
+        pthread_t sender = start(send_through_gate, &o);
+        nap(2 * MS);
+        ring_end(&gate);
+        join(opener);
+        join(sender);
+        CHECK(ring_depth(&o.own->seg.pending) == 0, "a message is pending behind an open pipe");
+        CHECK(ring_depth(&o.to->seg.inbox) == 1, "the message has not come");
+        free_node(o.own);
+        free_node(o.to);
+    }
+}
+
 /* ---- closing wakes all who wait ---- */
 
 typedef struct {
@@ -1179,8 +1234,25 @@ static void spoil_header(ring_shared *s, rng *g)
     }
 }
 
+/* A head that agrees with itself, only not with the ring: at the first record, or anywhere. */
+static void forge_record(test_ring *t, rng *g)
+{
+    uint64_t at = (t->shared->head >> 32) * RING_UNIT;
+    if (rng_one_in(g, 4))
+        at = rng_below(g, t->r.units) * RING_UNIT;
+    uint8_t *head = t->data + (at & (t->r.capacity - 1));
+    message m = {.ttl = 1, .length = (uint32_t)garbage(g, t->r.capacity)};
+    uint32_t units = units_of(&m);
+    memcpy(head, &units, sizeof units);
+    meta_encode(head + 8, &m);
+}
+
 static void spoil_data(test_ring *t, rng *g)
 {
+    if (rng_one_in(g, 4)) {
+        forge_record(t, g);
+        return;
+    }
     for (unsigned i = 0; i < 4; i++) {
         /* Word by word, mostly at the beginning of units: there stand the heads of records. */
         uint64_t at = rng_below(g, t->r.capacity / RING_UNIT) * RING_UNIT + 4 * rng_below(g, 4);
@@ -1539,6 +1611,7 @@ static const struct {
     {"wake", test_wake, false},
     {"close wakes", test_close_wakes, false},
     {"pending order", test_pending_order, false},
+    {"gate", test_gate, false},
     {"churn", test_churn, false},
     {"unequal row", test_unequal_row, true},
     {"unequal wait", test_unequal_wait, true},
