@@ -142,7 +142,8 @@ def _own_and_share(ready: str, method: str) -> None:
 @pytest.mark.parametrize("method", START_METHODS)
 def test_the_owners_death_closes_it_for_its_children(processes: Processes, method: str) -> None:
     ready = Ring.create(f"/test-owner-{os.getpid()}-{method}")
-    owner = processes.start(_own_and_share, ready.name, method)
+    # A fork of this process would take its forkserver for its own.
+    owner = processes.start(_own_and_share, ready.name, method, method="spawn")
     notes = [ready.pop(DEADLINE) for _ in range(4)]
     children = [int.from_bytes(note, "little") for note in notes if note]
     owner.kill()
