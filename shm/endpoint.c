@@ -95,7 +95,7 @@ static uint32_t free_slot(segment *seg)
 {
     uint32_t high = atomic_load_explicit(&seg->shared->high, memory_order_relaxed);
     uint32_t i = seg->shared->free_from ? seg->shared->free_from : 1;
-    while (i <= high && atomic_load_explicit(&seg->slots[i].id, memory_order_relaxed) != 0)
+    while (i <= high && i < PIPE_SLOTS && atomic_load_explicit(&seg->slots[i].id, memory_order_relaxed) != 0)
         i++;
     seg->shared->free_from = i;
     return i < PIPE_SLOTS ? i : 0;
@@ -324,7 +324,8 @@ int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message
         ring_end(&w);
         at += put;
         *done += put;
-        if (rc != RING_OK && rc != RING_FULL)
+        /* Too long for this one: another may take it, or choose says that none does. */
+        if (rc != RING_OK && rc != RING_FULL && rc != RING_TOO_LONG)
             return rc;
     }
     return RING_OK;
@@ -362,15 +363,11 @@ typedef struct {
     bool (*has_room)(const ring *, uint64_t);
 } send_wish;
 
-/* What is pending goes first, so there must be room for that too: as much as the ring can ever have. */
-static bool has_room_for(const send_wish *wish, const ring *inbox)
+/* What is pending goes first: a send can go on as soon as there is room for the first of that. */
+static uint64_t bytes_wished(const send_wish *wish)
 {
-    uint64_t bytes = ring_used(&wish->seg->pending);
-    if (bytes < wish->bytes)
-        bytes = wish->bytes;
-    if (bytes > ring_max_message(inbox))
-        bytes = ring_max_message(inbox);
-    return wish->has_room(inbox, bytes);
+    uint64_t first = ring_depth(&wish->seg->pending) ? ring_front_size(&wish->seg->pending) : 0;
+    return first ? first : wish->bytes;
 }
 
 static bool worth_trying(const void *arg)
@@ -386,9 +383,10 @@ static bool worth_trying(const void *arg)
     }
     if (!peers->receivers)
         return wish->has_room(&wish->seg->pending, wish->bytes);
+    uint64_t bytes = bytes_wished(wish);
     for (uint32_t i = 0; i < peers->size; i++) {
         peer *p = receiver_at(peers, i);
-        if (p && has_room_for(wish, p->inbox))
+        if (p && wish->has_room(p->inbox, bytes))
             return true;
     }
     return false;
@@ -528,7 +526,8 @@ int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bool wai
             break;
     }
     ring_leave(&step.reader);
-    return rc == RING_EMPTY || rc == RING_CORRUPT ? RING_OK : rc;
+    /* Of a corrupt pending nothing is left; a corrupt peer is an error. */
+    return rc == RING_EMPTY ? RING_OK : rc;
 }
 
 static void take_nothing(void *arg)

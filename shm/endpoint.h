@@ -53,6 +53,7 @@ typedef struct {
     ring_shared pending;
 } segment_header;
 
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a cursor is stored in one step, without a lock of the library's own");
 _Static_assert(sizeof(pipe_slot) == 64, "a slot is one cache line");
 _Static_assert(sizeof(segment_header) <= SEGMENT_PAGE, "the header is one page");
 

@@ -371,6 +371,8 @@ int ring_put(ring_writer *w, uint32_t pipe, const message *m)
         s->seen_head = load_head(r);
         if (units_between(s->seen_head, w->tail) > r->units)
             return RING_CORRUPT;
+        if (records_between(s->seen_head, w->tail) == 0 && s->seen_head != w->tail)
+            return RING_CORRUPT; /* empty, and yet not */
         if (!fits(r, s->seen_head, w->tail, units))
             return RING_FULL;
     }
@@ -472,6 +474,19 @@ int ring_front(ring_reader *reader, record *out)
 void ring_pop(ring_reader *reader, const record *rec)
 {
     reader->head = cursor(position_of(reader->head) + rec->units, count_of(reader->head) + 1);
+}
+
+uint64_t ring_front_size(ring *r)
+{
+    ring_reader reader;
+    record rec;
+    uint64_t size = 0;
+    if (ring_enter(r, &reader, false) != RING_OK)
+        return 0;
+    if (ring_front(&reader, &rec) == RING_OK)
+        size = message_size(&rec.head);
+    ring_leave(&reader);
+    return size;
 }
 
 /* A full ring is not reported as having room at every single pop, else each would cost a wake-up: producers are woken

@@ -157,6 +157,9 @@ void ring_leave(ring_reader *reader); /* takes all that was popped, in one step;
 /* Takes what was popped so far, and keeps the lock. */
 void ring_take(ring_reader *reader);
 
+/* Bytes of the oldest message; 0 when there is none, or somebody has the consumers' lock. */
+uint64_t ring_front_size(ring *r);
+
 /* Copies n bytes from `offset` into the record's paths and content. */
 void ring_copy(const ring *r, const record *rec, uint64_t offset, void *out, size_t n);
 static inline uint64_t record_body_size(const record *rec)

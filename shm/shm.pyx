@@ -34,6 +34,10 @@ from multisocket.errors import (
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
 
+cdef extern from "stdatomic.h" nogil:
+    int memory_order_acquire
+    void atomic_thread_fence(int order)
+
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
 
@@ -948,7 +952,8 @@ cdef _Peer _new_peer(pipe_slot *slot, uint32_t number):
     self.p.slot = slot
     self.p.inbox = NULL
     name = (<bytes>slot.peer[:31]).split(b"\0", 1)[0].decode("ascii", "replace")
-    if slot.id != number:
+    atomic_thread_fence(memory_order_acquire)
+    if slot.id != number:  # it was given away while we read
         return None
     if not name:
         return self
@@ -1539,7 +1544,7 @@ cdef class Endpoint:
     # --- counters ---
 
     def stats(self):
-        """Counters of the Socket, over all its processes; each exact, together only nearly so.
+        """Counters of the Socket, over all its processes, read without stopping anybody.
 
         ``received`` and ``sent`` messages since its creation, ``depth`` messages and ``used`` bytes in the inbox,
         ``pending`` messages kept while nobody is connected, ``blocked`` waits of peers for room in the inbox,
@@ -1548,7 +1553,7 @@ cdef class Endpoint:
         cdef Segment segment = self.alive()
         cdef uint64_t sent = segment.seg.shared.sent_before
         cdef uint32_t i
-        for i in range(1, segment.seg.shared.high + 1):
+        for i in range(1, min(segment.seg.shared.high + 1, 65536)):
             if segment.seg.slots[i].id:
                 sent += segment.seg.slots[i].sent
         cdef ring *inbox = &segment.seg.inbox
