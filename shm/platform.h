@@ -39,6 +39,9 @@ int platform_processors(void);
 /* True while some other process holds a write lock (fcntl) on the file. */
 int platform_is_locked(int fd);
 
+/* Lets somebody else run, who may be the one that is waited for. */
+void platform_yield(void);
+
 /* Tells the processor (and hyperthread sibling) that this is a spin loop. */
 static inline void platform_pause(void)
 {

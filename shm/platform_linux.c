@@ -168,6 +168,11 @@ int platform_processors(void)
     return count;
 }
 
+void platform_yield(void)
+{
+    sched_yield();
+}
+
 int platform_is_locked(int fd)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};

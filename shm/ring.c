@@ -618,9 +618,11 @@ bool spin_until(bool (*done)(const void *), const void *arg, _Atomic uint32_t *l
         int64_t end = platform_now() + allowed;
         if (end > deadline)
             end = deadline;
-        while (!look_often(done, arg))
+        while (!look_often(done, arg)) {
             if (platform_now() >= end)
                 return false;
+            platform_yield(); /* where processors are scarce, the one that we wait for may wait for ours */
+        }
     }
     if (allowed != limit)
         atomic_store_explicit(learnt, limit, memory_order_relaxed);
