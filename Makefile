@@ -34,7 +34,7 @@ bench: $(VENV)/.bench
 build: $(INSTALLED)
 
 # Installed in place: Python files count at once, and an import rebuilds the native core when its sources changed.
-$(INSTALLED): $(VENV)/.ready $(wildcard shm/*.c shm/*.h shm/*.pyx shm/meson.build) meson.build pyproject.toml
+$(INSTALLED): $(VENV)/.ready $(wildcard shm/*.c shm/*.h shm/*.pyx shm/*.pxi shm/meson.build) meson.build pyproject.toml
 	$(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build --editable '.[dev]'
 	@touch $@
 

@@ -21,6 +21,7 @@ from .errors import (
 )
 from .message import Message
 from .names import clean
+from .shm import Loan
 from .socket import Socket
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "Dialer",
     "Error",
     "Listener",
+    "Loan",
     "Message",
     "MessageDropped",
     "NotSupported",

@@ -19,12 +19,12 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import names, transport
+from . import arena, names, transport
 from .address import Address, parse
 from .background import Timer, background, is_background_thread
 from .errors import BadAddress, BadMessage, Closed, ConnectionRefused, Error, NotSupported, Timeout
 from .options import DIALER, LISTENER, from_address, resolve
-from .shm import Endpoint, Segment
+from .shm import Arena, Endpoint, Segment
 from .transport.hello import Hello, Link
 
 log = logging.getLogger("multisocket")
@@ -257,9 +257,13 @@ class Connector:
         for end in ends:
             end.close()
         self._segment.close()
+        self._endpoint._release_orphans()
         for pipe in self.pipes:
             self._remove(pipe)
             pipe._link.close()
+        own = self._endpoint._own_arena()
+        if own is not None:
+            arena.close(own)
 
     def _is_drained(self) -> bool:
         """Nothing is left to send, or nobody is there who could take it."""
@@ -410,7 +414,14 @@ class Connector:
             if first.at is not None:
                 return False
             del self._unreceived[0]
+            self._forget(first.segment)
         return True
+
+    def _forget(self, gone: Segment) -> None:
+        if any(other.segment is gone for other in self._unreceived):
+            return
+        for one in Arena.mapped():
+            one.forget(gone.name, self._segment.name)
 
 
 def _addressed(text: str, direction: str) -> Address:

@@ -31,11 +31,12 @@ from collections.abc import Callable, Iterator
 
 import posix_ipc
 
-from . import shm
+from . import reclaim, shm
 
 _DIRECTORY = "/dev/shm"
 _GUARD = re.compile(r"(ms-[0-9a-f]{12})\.guard")
 _SEGMENT = re.compile(r"(ms-[0-9a-f]{12})-[0-9a-z]+")
+_ARENA = re.compile(r"ms-[0-9a-f]{12}-[0-9]+a")
 
 
 def at_exit(function: Callable[[], None], priority: int) -> None:
@@ -56,7 +57,8 @@ class _Family:
 
     def __init__(self) -> None:
         self.prefix, self._guard = _lock_new_guard()
-        self.guard_path = f"{_DIRECTORY}/{self.prefix}.guard"
+        self.guard_path = _guard_path(self.prefix)
+        self.number = int(self.prefix.removeprefix("ms-"), 16)
         self._numbers = itertools.count(1)
         self._paths: set[str] = set()
         self._lock = threading.Lock()
@@ -96,13 +98,17 @@ class _Family:
             os.close(self._guard)
 
 
+def _guard_path(prefix: str) -> str:
+    return f"{_DIRECTORY}/{prefix}.guard"
+
+
 def _lock_new_guard() -> tuple[str, int]:
     while True:
         prefix = f"ms-{secrets.token_hex(6)}"
         with contextlib.suppress(posix_ipc.ExistentialError):
             memory = posix_ipc.SharedMemory(f"/{prefix}.guard", posix_ipc.O_CREX, mode=0o600)
             # A janitor may have found it before it was locked: then it is another file now, or none.
-            if _try_lock(memory.fd) and _is_file(memory.fd, f"{_DIRECTORY}/{prefix}.guard"):
+            if _try_lock(memory.fd) and _is_file(memory.fd, _guard_path(prefix)):
                 return prefix, memory.fd
             memory.close_fd()
 
@@ -131,6 +137,7 @@ def _ours() -> _Family:
     with _family_lock:
         if _family is None:
             _family = _Family()
+            shm.set_holder(_family.number)
             at_exit(leave, priority=0)
             clean()
         return _family
@@ -141,6 +148,8 @@ def leave() -> None:
     global _family
     with _family_lock:
         if _family is not None:
+            reclaim.leave(_family.number)
+            shm.set_holder(0)
             _family.leave()
             _family = None
 
@@ -151,23 +160,25 @@ def _forget_parents() -> None:
     if _family is not None:
         _family.forget()
         _family = None
+        shm.set_holder(0)
 
 
+shm.on_holder_needed(lambda: _ours())
 os.register_at_fork(after_in_child=_forget_parents)
 
 
 # --- for Sockets and transports ---
 
 
-def new_segment(inbox_bytes: int, inbox_limit: int, pending_limit: int) -> shm.Segment:
-    """Makes a segment under a name of this process.
+def new_segment(inbox_bytes: int, inbox_limit: int, pending_limit: int, longest: int) -> shm.Segment:
+    """Makes a segment under a name of this process. Arguments as in ``Segment.create``.
 
     :raises OutOfSharedMemory: no memory for it.
     """
     name = _ours().new_name()
     shm.cleanup_add(_path_of(name))
     try:
-        return shm.Segment.create(name, inbox_bytes, inbox_limit, pending_limit)
+        return shm.Segment.create(name, inbox_bytes, inbox_limit, pending_limit, longest)
     except BaseException:
         shm.cleanup_remove(_path_of(name))
         raise
@@ -187,6 +198,22 @@ def _path_of(name: str) -> str:
 def guard_path() -> str:
     """The guard of this process, for those who want to know whether it lives."""
     return _ours().guard_path
+
+
+def is_alive(family: int) -> bool:
+    """Whether the process with this number of its prefix lives."""
+    if _family is not None and family == _family.number:
+        return True
+    try:
+        guard = os.open(_guard_path(f"ms-{family:012x}"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:  # cannot tell: believe that it lives
+        return True
+    try:
+        return shm.is_locked(guard)
+    finally:
+        os.close(guard)
 
 
 def is_segment_name(name: object) -> bool:
@@ -243,7 +270,7 @@ def clean_prefix(prefix: str) -> list[str]:
     """The same for one prefix; nothing happens while its process lives."""
     if _family is not None and prefix == _family.prefix:
         return []
-    guard_path = f"{_DIRECTORY}/{prefix}.guard"
+    guard_path = _guard_path(prefix)
     try:
         guard = os.open(guard_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -273,7 +300,10 @@ def _prefixes() -> set[str]:
 
 def _remove_segments(prefix: str) -> list[str]:
     names = [name for name in os.listdir(_DIRECTORY) if name.startswith(f"{prefix}-")]
-    return [path for name in names for path in _remove(f"{_DIRECTORY}/{name}")]
+    # Others may still have to read what lies in an arena.
+    arenas = [name for name in names if _ARENA.fullmatch(name)]
+    buried = [f"{_DIRECTORY}/{name}" for name in arenas if reclaim.bury(f"/{name}", is_alive)]
+    return buried + [path for name in names if name not in arenas for path in _remove(f"{_DIRECTORY}/{name}")]
 
 
 def _remove_stale_sockets(guard: int) -> list[str]:

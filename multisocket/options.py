@@ -79,6 +79,8 @@ SOCKET: Mapping[str, Option] = {
     "no_send": flag(False),
     "recv_queue_size": whole(65536, 1, _MOST, "messages"),
     "recv_queue_bytes": whole(4 << 20, 4096, 32 << 30, "bytes"),
+    "max_recv_content_length": whole(0xFFFFFFFF, 1, 0xFFFFFFFF, "bytes"),
+    "arena_limit": whole(8 << 30, 0, 1 << 40, "bytes"),
     "send_queue_size": whole(64, 1, _MOST, "messages"),
     "send_ttl": whole(16, 1, 255, "nodes"),
     "send_best_effort": flag(False),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import msgpack
-
-from . import background, names
+from . import arena, background, names
 from .address import LISTEN, parse
 from .connector import Connector, Dialer, Listener, Pipe
-from .errors import BadMessage, Closed, NotSupported
+from .errors import Closed, NotSupported
 from .options import SOCKET, resolve
-from .shm import UNSET, Endpoint, Segment, Unset
+from .serializer import MSGPACK, content_size, dump, load, write
+from .shm import UNSET, Arena, Endpoint, Segment, Unset
 
 
 class Socket(Endpoint):
@@ -32,6 +32,11 @@ class Socket(Endpoint):
     :param no_send: never send.
     :param recv_queue_size: messages that may wait to be received.
     :param recv_queue_bytes: bytes that may wait to be received; rounded up to a power of two. Not in memory until used.
+        One message of any size is always let in.
+    :param max_recv_content_length: bytes of a content that peers may send, at most 4 GiB.
+    :param arena_limit: bytes of large contents that this Socket's messages may take, while they wait and while they
+        are read in place; then ``send`` waits. A single larger one is let in when there is nothing else. 0: large
+        contents go through the queues, and must fit into them.
     :param send_queue_size: messages kept while no peer is connected.
     :param send_ttl: nodes that a message may pass.
     :param send_best_effort: drop (``MessageDropped``) instead of waiting for room.
@@ -45,7 +50,12 @@ class Socket(Endpoint):
 
     def __init__(self, **options: Any) -> None:
         values = resolve(SOCKET, options)
-        segment = names.new_segment(values["recv_queue_bytes"], values["recv_queue_size"], values["send_queue_size"])
+        segment = names.new_segment(
+            values["recv_queue_bytes"],
+            values["recv_queue_size"],
+            values["send_queue_size"],
+            values["max_recv_content_length"],
+        )
         self._join(segment, names.guard_path(), values, owned=True)
         self._connector: Connector | None = Connector(
             self, segment, receives=not values["no_recv"], pipe_limit=values["pipe_limit"]
@@ -70,6 +80,7 @@ class Socket(Endpoint):
             ttl=values["send_ttl"],
             send_timeout=values["send_timeout"],
             recv_timeout=values["recv_timeout"],
+            arena_limit=values["arena_limit"],
         )
 
     # --- connecting: in the process that made the Socket ---
@@ -166,27 +177,42 @@ class Socket(Endpoint):
 
     # --- objects ---
 
-    def send_obj(self, obj: object, timeout: float | Unset | None = UNSET) -> None:
-        """Sends an object, packed by msgpack, like ``send``.
+    def send_obj(self, obj: object, timeout: float | Unset | None = UNSET, *, serializer: str = MSGPACK) -> None:
+        """Sends an object, like ``send``.
 
-        :raises BadMessage: msgpack cannot pack it.
+        :param serializer: ``"msgpack"``, ``"pickle"`` or one that was registered. With pickle, the memory of NumPy
+            arrays and whatever else offers it is copied once, to where the receiver reads it.
+        :raises BadMessage: it cannot be serialized.
+        :raises BadOption: there is no such serializer.
         """
-        try:
-            content = msgpack.packb(obj)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise BadMessage(f"msgpack cannot pack a {type(obj).__name__}: {error}") from error
-        self.send(content, timeout)
+        parts = dump(obj, serializer)
+        if serializer == MSGPACK:
+            return self.send(parts[0], timeout)
+        began = time.monotonic()
+        with self.loan(content_size(parts, serializer), timeout) as loan:
+            write(parts, serializer, loan.buffer)
+            if isinstance(timeout, (int, float)):
+                timeout = max(0.0, timeout - (time.monotonic() - began))
+            loan.send(timeout)
+        return None
 
     def recv_obj(self, timeout: float | Unset | None = UNSET) -> Any:
-        """The next message as an object, unpacked by msgpack, like ``recv``.
+        """The next message as an object, like ``recv``; with the serializer that its sender has used.
 
-        :raises BadMessage: the content is not msgpack's. It is lost.
+        What pickle gave as a buffer of its own, NumPy arrays for example, is read-only and lies where the sender has
+        put it; the memory is given back when the object is gone.
+
+        :raises BadMessage: the content is no object. It is lost.
         """
-        content = self.recv(timeout)
-        try:
-            return msgpack.unpackb(content, strict_map_key=False)
-        except Exception as error:
-            raise BadMessage(f"a content of {len(content)} bytes is not packed by msgpack: {error}") from error
+        return load(self._recv_content(timeout))
+
+    # --- large contents: see multisocket.arena ---
+
+    def _arena_used(self, used: Arena) -> None:
+        arena.tend(used)
+
+    def _reclaim(self, full: Arena) -> None:
+        arena.reclaim(full)
 
     # --- the end ---
 

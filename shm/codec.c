@@ -40,6 +40,7 @@ size_t message_decode(const uint8_t *in, size_t size, message *out)
     out->source = in + META_SIZE;
     out->destination = out->source + source_size(out);
     out->content = out->destination + destination_size(out);
+    out->note = NULL;
     uint64_t whole = message_size(out);
     return size < whole ? 0 : (size_t)whole;
 }

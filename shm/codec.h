@@ -11,6 +11,7 @@
 
 #define META_SIZE 8u
 #define PATH_MAX_IDS 255u
+#define NOTE_SIZE 20u
 
 enum {
     FLAG_SEND_TYPE = 3, /* the low two bits */
@@ -29,6 +30,7 @@ typedef struct {
     const uint8_t *source;
     const uint8_t *destination;
     const uint8_t *content;
+    const uint8_t *note; /* NULL, or NOTE_SIZE bytes that say where the content lies: only inside one machine */
 } message;
 
 static inline void put_u32(uint8_t *out, uint32_t value)

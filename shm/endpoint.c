@@ -19,18 +19,18 @@ uint64_t segment_size(uint64_t inbox_capacity, uint64_t pending_capacity)
     return DATA_AT + inbox_capacity + pending_capacity;
 }
 
-int segment_init(void *base, int fd, uint64_t inbox_capacity, uint32_t inbox_limit, uint64_t pending_capacity,
-                 uint32_t pending_limit)
+int segment_init(void *base, int fd, const segment_plan *plan)
 {
     if (platform_reserve(fd, base, 0, SEGMENT_PAGE) != 0)
         return RING_NO_MEMORY;
     segment_header *shared = base;
     memset(shared, 0, sizeof *shared);
-    shared->size = segment_size(inbox_capacity, pending_capacity);
-    shared->inbox_capacity = inbox_capacity;
-    shared->pending_capacity = pending_capacity;
-    if (ring_init(&shared->inbox, inbox_capacity, inbox_limit) ||
-        ring_init(&shared->pending, pending_capacity, pending_limit))
+    shared->id = plan->id;
+    shared->size = segment_size(plan->inbox_capacity, plan->pending_capacity);
+    shared->inbox_capacity = plan->inbox_capacity;
+    shared->pending_capacity = plan->pending_capacity;
+    if (ring_init(&shared->inbox, plan->inbox_capacity, plan->inbox_limit, plan->longest) ||
+        ring_init(&shared->pending, plan->pending_capacity, plan->pending_limit, UINT32_MAX))
         return RING_CORRUPT;
     shared->layout = SEGMENT_LAYOUT;
     shared->magic = SEGMENT_MAGIC;
@@ -49,6 +49,7 @@ int segment_attach(segment *seg, void *base, uint64_t size, int fd)
     if (inbox > RING_MAX_BYTES || pending > RING_MAX_BYTES || size < segment_size(inbox, pending))
         return RING_CORRUPT;
     seg->shared = shared;
+    seg->id = shared->id;
     seg->slots = (pipe_slot *)(void *)((uint8_t *)base + TABLE_AT);
     seg->fd = fd;
     atomic_store(&seg->send_spin, ring_get_spin());
@@ -163,10 +164,10 @@ static peer *receiver_at(const peer_list *peers, uint32_t i)
 
 /* The receiver with the shortest queue among those with room, looked for from *turn on; of many pipes, the shortest of
  * the first window that has one with room. NULL: none has room. */
-static peer *choose(const peer_list *peers, uint32_t *turn, uint64_t bytes)
+static peer *choose(const peer_list *peers, uint32_t *turn, const message *m)
 {
     if (peers->only)
-        return ring_has_room(peers->only->inbox, bytes) ? peers->only : NULL;
+        return ring_has_room(peers->only->inbox, m) ? peers->only : NULL;
     peer *best = NULL;
     uint32_t least = 0, best_at = 0;
     uint32_t start = *turn < peers->size ? *turn : 0;
@@ -178,7 +179,7 @@ static peer *choose(const peer_list *peers, uint32_t *turn, uint64_t bytes)
         if (!p)
             continue;
         uint32_t depth = ring_depth(p->inbox);
-        if ((best && depth >= least) || !ring_has_room(p->inbox, bytes))
+        if ((best && depth >= least) || !ring_has_room(p->inbox, m))
             continue;
         best = p;
         least = depth;
@@ -189,16 +190,77 @@ static peer *choose(const peer_list *peers, uint32_t *turn, uint64_t bytes)
     return best;
 }
 
-/* The largest message that some receiver could ever take; 0 when there is none. */
-static uint64_t largest(const peer_list *peers)
+/* Whether some receiver could ever take it, or there is none. */
+static bool is_takeable(const peer_list *peers, const message *m)
 {
-    uint64_t most = 0;
+    bool any = false;
     for (uint32_t i = 0; i < peers->size; i++) {
         peer *p = receiver_at(peers, i);
-        if (p && ring_max_message(p->inbox) > most)
-            most = ring_max_message(p->inbox);
+        if (p && ring_takes(p->inbox, m))
+            return true;
+        any |= p != NULL;
     }
-    return most;
+    return !any;
+}
+
+/* ---- contents in arenas ---- */
+
+static _Thread_local segment_id missing;
+static _Atomic uint64_t this_holder;
+
+void set_arena_holder(uint64_t family)
+{
+    atomic_store(&this_holder, family);
+}
+
+uint64_t arena_holder(void)
+{
+    return atomic_load_explicit(&this_holder, memory_order_relaxed);
+}
+
+segment_id send_missing_arena(void)
+{
+    return missing;
+}
+
+/* NULL: it is gone. *rc: SEND_NO_ARENA when nobody has looked for it yet. */
+static arena *arena_of(const peer_list *peers, const note *n, int *rc)
+{
+    *rc = RING_OK;
+    for (unsigned i = 0; arena_holder() && i < peers->arena_count; i++)
+        if (is_same_segment(peers->arenas[i].id, n->arena))
+            return peers->arenas[i].arena;
+    missing = arena_holder() ? n->arena : (segment_id){0, 0};
+    *rc = SEND_NO_ARENA;
+    return NULL;
+}
+
+/* After a record was put into a ring, and before it is published. */
+static int address_to(const segment *seg, const peer_list *peers, const message *m, segment_id to, uint8_t where)
+{
+    if (!m->note)
+        return RING_OK;
+    int rc;
+    note n;
+    note_decode(m->note, &n);
+    arena *a = arena_of(peers, &n, &rc);
+    if (rc != RING_OK)
+        return rc;
+    return a ? arena_address(a, n.reference, n.generation, arena_holder(), to, where, seg->id) : RING_CORRUPT;
+}
+
+/* Gives back the content of a record that nobody will get. */
+static int discard(const peer_list *peers, const ring *from, const record *rec)
+{
+    int rc;
+    note n;
+    block b;
+    if (!record_note(from, rec, &n))
+        return RING_OK;
+    arena *a = arena_of(peers, &n, &rc);
+    if (a && arena_claim(a, &n, arena_holder(), &b) == RING_OK)
+        arena_release(a, &b);
+    return rc;
 }
 
 /* ---- sending ---- */
@@ -210,13 +272,15 @@ static void count_sent(peer *p, unsigned n)
     atomic_store_explicit(&p->slot->sent, sent + n, memory_order_relaxed);
 }
 
-static int push_to(peer *p, const message *m, bool wait_lock)
+static int push_to(const segment *seg, const peer_list *peers, peer *p, const message *m, bool wait_lock)
 {
     ring_writer w;
     int rc = ring_begin(p->inbox, &w, wait_lock);
     if (rc != RING_OK)
         return rc;
     rc = ring_put(&w, p->peer_id, m);
+    if (rc == RING_OK)
+        rc = address_to(seg, peers, m, p->segment, WHERE_INBOX);
     if (rc == RING_OK) {
         ring_publish(&w);
         count_sent(p, 1);
@@ -236,9 +300,14 @@ static int put_pending(segment *seg, const peer_list *peers, const message *row,
         rc = SEND_STALE;
     unsigned put = 0;
     while (rc == RING_OK && put < n) {
+        ring_writer before = w;
         rc = ring_put(&w, 0, &row[put]);
         if (rc == RING_OK)
+            rc = address_to(seg, peers, &row[put], seg->id, WHERE_PENDING);
+        if (rc == RING_OK)
             put++;
+        else
+            w = before; /* what was put but not addressed is not published */
     }
     ring_publish(&w);
     ring_end(&w);
@@ -247,10 +316,9 @@ static int put_pending(segment *seg, const peer_list *peers, const message *row,
 }
 
 /* A full ring that is closed, or a message that no ring of the others takes, is no reason to wait. */
-static int why_none(const peer_list *peers, uint64_t bytes)
+static int why_none(const peer_list *peers, const message *m)
 {
-    uint64_t most = largest(peers);
-    return most && bytes > most ? RING_TOO_LONG : RING_FULL;
+    return is_takeable(peers, m) ? RING_FULL : RING_TOO_LONG;
 }
 
 /* Before a sender's own message: what is pending goes first. */
@@ -274,13 +342,13 @@ int send_to_one(segment *seg, const peer_list *peers, uint32_t *turn, const mess
     if (!peers->receivers)
         return put_pending(seg, peers, m, 1, &done, wait_lock);
     /* With one receiver the push itself finds out about room, and need not look at what its consumers write. */
-    if (peers->only && (rc = push_to(peers->only, m, wait_lock)) != RING_CLOSED)
+    if (peers->only && (rc = push_to(seg, peers, peers->only, m, wait_lock)) != RING_CLOSED)
         return rc;
     for (;;) {
-        peer *p = choose(peers, turn, message_size(m));
+        peer *p = choose(peers, turn, m);
         if (!p)
-            return why_none(peers, message_size(m));
-        rc = push_to(p, m, wait_lock);
+            return why_none(peers, m);
+        rc = push_to(seg, peers, p, m, wait_lock);
         /* Between the look and the lock others may have taken the room, or closed the ring: choose again. */
         if (rc != RING_FULL && rc != RING_CLOSED)
             return rc;
@@ -304,9 +372,9 @@ int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message
     unsigned at = 0;
     unsigned portion = share(n, peers->receivers);
     while (at < n) {
-        peer *p = choose(peers, turn, message_size(&row[at]));
+        peer *p = choose(peers, turn, &row[at]);
         if (!p)
-            return why_none(peers, message_size(&row[at]));
+            return why_none(peers, &row[at]);
         ring_writer w;
         rc = ring_begin(p->inbox, &w, wait_lock);
         if (rc == RING_CLOSED)
@@ -348,8 +416,8 @@ int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const messag
     if (!p)
         return pipe_find(seg, id) ? RING_FULL : SEND_NO_PATH;
     if (!p->inbox)
-        return RING_OK; /* it would discard the message */
-    int rc = push_to(p, m, wait_lock);
+        return SEND_DISCARDED;
+    int rc = push_to(seg, peers, p, m, wait_lock);
     return rc == RING_CLOSED ? SEND_NO_PATH : rc;
 }
 
@@ -359,15 +427,15 @@ typedef struct {
     segment *seg;
     const peer_list *peers;
     uint32_t id;
-    uint64_t bytes;
-    bool (*has_room)(const ring *, uint64_t);
+    const message *m;
+    bool (*has_room)(const ring *, const message *);
 } send_wish;
 
 /* What is pending goes first: a send can go on as soon as there is room for the first of that. */
-static uint64_t bytes_wished(const send_wish *wish)
+static message wished(const send_wish *wish)
 {
-    uint64_t first = ring_depth(&wish->seg->pending) ? ring_front_size(&wish->seg->pending) : 0;
-    return first ? first : wish->bytes;
+    message first;
+    return ring_depth(&wish->seg->pending) && ring_peek(&wish->seg->pending, &first) ? first : *wish->m;
 }
 
 static bool worth_trying(const void *arg)
@@ -378,15 +446,15 @@ static bool worth_trying(const void *arg)
         return true;
     if (wish->id) {
         peer *p = peer_of(peers, wish->id);
-        return p ? !p->inbox || ring_is_closed(p->inbox) || wish->has_room(p->inbox, wish->bytes)
+        return p ? !p->inbox || ring_is_closed(p->inbox) || wish->has_room(p->inbox, wish->m)
                  : !pipe_find(wish->seg, wish->id);
     }
     if (!peers->receivers)
-        return wish->has_room(&wish->seg->pending, wish->bytes);
-    uint64_t bytes = bytes_wished(wish);
+        return wish->has_room(&wish->seg->pending, wish->m);
+    message m = wished(wish);
     for (uint32_t i = 0; i < peers->size; i++) {
         peer *p = receiver_at(peers, i);
-        if (p && wish->has_room(p->inbox, bytes))
+        if (p && wish->has_room(p->inbox, &m))
             return true;
     }
     return false;
@@ -434,9 +502,23 @@ static int sleep_for_room(const send_wish *wish, ring **rings, unsigned n, int64
     return rc == WAIT_SIGNAL ? SEND_SIGNAL : RING_OK;
 }
 
-int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, uint64_t bytes, int64_t deadline)
+static bool is_takeable_by(segment *seg, const peer_list *peers, uint32_t id, const message *m)
 {
-    send_wish wish = {.seg = seg, .peers = peers, .id = id, .bytes = bytes, .has_room = ring_has_ample_room};
+    peer *p = id ? peer_of(peers, id) : NULL;
+    if (p && p->inbox)
+        return ring_takes(p->inbox, m);
+    return id || (peers->receivers ? is_takeable(peers, m) : ring_takes(&seg->pending, m));
+}
+
+bool may_send(segment *seg, const peer_list *peers, uint32_t id, const message *m)
+{
+    send_wish wish = {.seg = seg, .peers = peers, .id = id, .m = m, .has_room = ring_has_room};
+    return worth_trying(&wish) || !is_takeable_by(seg, peers, id, m);
+}
+
+int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, const message *m, int64_t deadline)
+{
+    send_wish wish = {.seg = seg, .peers = peers, .id = id, .m = m, .has_room = ring_has_ample_room};
     ring *rings[PLATFORM_WAIT_MANY - 1];
     unsigned n = rings_to_watch(&wish, rings, PLATFORM_WAIT_MANY - 1);
     for (unsigned i = 0; i < n; i++)
@@ -460,39 +542,66 @@ int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, uint64_t byt
 
 /* ---- moving messages that wait ---- */
 
+/* Takes over the content of a record that is passed on. SEND_NO_PATH: it is gone. */
+static int claim_for(const peer_list *peers, const message *m)
+{
+    if (!m->note)
+        return RING_OK;
+    int rc;
+    note n;
+    block b;
+    note_decode(m->note, &n);
+    arena *a = arena_of(peers, &n, &rc);
+    if (rc != RING_OK)
+        return rc;
+    return a && arena_claim(a, &n, arena_holder(), &b) == RING_OK ? RING_OK : SEND_NO_PATH;
+}
+
 /* Copies a record of another ring into a receiver's. `taken` removes it there just before it is published here: killed
  * in between, the message is lost rather than there twice. */
-static int forward(const peer_list *peers, uint32_t *turn, const ring *from, const record *rec, bool wait_lock,
-                   void (*taken)(void *), void *arg)
+static int forward(const segment *seg, const peer_list *peers, uint32_t *turn, const ring *from, const record *rec,
+                   bool wait_lock, void (*taken)(void *), void *arg)
 {
-    uint64_t bytes = message_size(&rec->head);
     uint8_t *body = malloc(record_body_size(rec) + 1);
     if (!body)
         return RING_NO_MEMORY;
     message m;
     ring_read(from, rec, body, &m);
     int rc = RING_FULL;
-    for (peer *p; (rc == RING_FULL || rc == RING_CLOSED) && (p = choose(peers, turn, bytes));) {
+    for (peer *p; (rc == RING_FULL || rc == RING_CLOSED) && (p = choose(peers, turn, &m));) {
         ring_writer w;
         rc = ring_begin(p->inbox, &w, wait_lock);
         if (rc != RING_OK)
             continue;
         rc = ring_put(&w, p->peer_id, &m);
+        if (rc == RING_OK)
+            rc = claim_for(peers, &m);
         if (rc == RING_OK) {
             taken(arg);
+            rc = address_to(seg, peers, &m, p->segment, WHERE_INBOX);
+        }
+        if (rc == RING_OK) {
             ring_publish(&w);
             count_sent(p, 1);
         }
         ring_end(&w);
     }
+    if (rc == RING_FULL || rc == RING_CLOSED)
+        rc = why_none(peers, &m);
     free(body);
-    return rc == RING_FULL || rc == RING_CLOSED ? why_none(peers, bytes) : rc;
+    return rc;
 }
 
-/* No receiver can ever take it: it would block all behind it for ever. */
-static void give_up(segment *seg)
+/* No receiver can ever take it, or its content is gone: it would block all behind it for ever. */
+static bool is_hopeless(int rc)
+{
+    return rc == RING_TOO_LONG || rc == SEND_NO_PATH;
+}
+
+static void give_up(segment *seg, const peer_list *peers, const ring *from, const record *rec)
 {
     atomic_fetch_add_explicit(&seg->shared->dropped, 1, memory_order_relaxed);
+    discard(peers, from, rec);
 }
 
 typedef struct {
@@ -516,10 +625,10 @@ int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bool wai
     if (rc != RING_OK)
         return rc;
     while ((rc = ring_front(&step.reader, &rec)) == RING_OK) {
-        rc = forward(peers, turn, &seg->pending, &rec, wait_lock, take_pending, &step);
-        if (rc == RING_TOO_LONG) {
-            ring_pop(&step.reader, &rec);
-            give_up(seg);
+        rc = forward(seg, peers, turn, &seg->pending, &rec, wait_lock, take_pending, &step);
+        if (is_hopeless(rc)) {
+            give_up(seg, peers, &seg->pending, &rec);
+            take_pending(&step);
             rc = RING_OK;
         }
         if (rc != RING_OK)
@@ -543,13 +652,28 @@ int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, cons
     record rec;
     uint64_t next = *at;
     while (ring_frozen_next(frozen, &next, &rec) == RING_OK) {
-        if (rec.pipe == peer_id && (rec.head.flags & FLAG_SEND_TYPE) == SEND_TO_ONE) {
-            int rc = forward(peers, turn, frozen, &rec, true, take_nothing, NULL);
-            if (rc == RING_TOO_LONG)
-                give_up(seg);
-            else if (rc != RING_OK)
-                return rc;
-        }
+        int rc = RING_OK;
+        if (rec.pipe == peer_id && (rec.head.flags & FLAG_SEND_TYPE) == SEND_TO_ONE)
+            rc = forward(seg, peers, turn, frozen, &rec, true, take_nothing, NULL);
+        else if (rec.pipe == peer_id)
+            rc = discard(peers, frozen, &rec);
+        if (is_hopeless(rc))
+            give_up(seg, peers, frozen, &rec);
+        else if (rc != RING_OK)
+            return rc;
+        *at = next;
+    }
+    return RING_OK;
+}
+
+int release_orphans(segment *seg, const peer_list *peers, uint64_t *at)
+{
+    record rec;
+    uint64_t next = *at;
+    while (ring_frozen_next(&seg->inbox, &next, &rec) == RING_OK) {
+        int rc = pipe_find(seg, rec.pipe) ? RING_OK : discard(peers, &seg->inbox, &rec);
+        if (rc != RING_OK)
+            return rc;
         *at = next;
     }
     return RING_OK;

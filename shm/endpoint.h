@@ -19,7 +19,7 @@
 #ifndef MULTISOCKET_ENDPOINT_H
 #define MULTISOCKET_ENDPOINT_H
 
-#include "ring.h"
+#include "arena.h"
 
 #define PIPE_SLOTS 65536u
 #define SEGMENT_NAME_SIZE 32
@@ -39,6 +39,7 @@ typedef struct {
 typedef struct {
     uint32_t magic;
     uint32_t layout;
+    segment_id id;
     uint64_t size; /* of the whole segment, bytes */
     uint64_t inbox_capacity; /* bytes */
     uint64_t pending_capacity;
@@ -63,15 +64,25 @@ typedef struct {
     pipe_slot *slots;
     ring inbox;
     ring pending;
+    segment_id id;
     int fd;
     _Atomic uint32_t send_spin; /* ns that the next wait to send may spin */
 } segment;
 
 uint64_t segment_size(uint64_t inbox_capacity, uint64_t pending_capacity);
 
+/* What a segment is made of. Capacities from ring_capacity. */
+typedef struct {
+    segment_id id;
+    uint64_t inbox_capacity; /* bytes */
+    uint64_t pending_capacity;
+    uint32_t inbox_limit; /* messages */
+    uint32_t pending_limit;
+    uint32_t longest; /* content that the inbox takes, bytes */
+} segment_plan;
+
 /* Initialises a fresh mapping. RING_OK, RING_NO_MEMORY or RING_CORRUPT (no robust mutexes here). */
-int segment_init(void *base, int fd, uint64_t inbox_capacity, uint32_t inbox_limit, uint64_t pending_capacity,
-                 uint32_t pending_limit);
+int segment_init(void *base, int fd, const segment_plan *plan);
 int segment_attach(segment *seg, void *base, uint64_t size, int fd);
 /* Freezes both rings and wakes all who wait: nothing goes in or out afterwards. Any process may do it. */
 void segment_close(segment *seg);
@@ -102,7 +113,14 @@ typedef struct {
     uint32_t peer_id;
     pipe_slot *slot;
     ring *inbox; /* of the peer; NULL when it discards all it gets */
+    segment_id segment; /* the peer's */
 } peer;
+
+/* An arena that this process knows. */
+typedef struct {
+    segment_id id;
+    arena *arena; /* NULL: it is gone, and all that was in it */
+} known_arena;
 
 /* Never changes once made: a new version of the pipe table makes a new list. */
 typedef struct {
@@ -110,6 +128,8 @@ typedef struct {
     uint32_t size; /* entries of by_slot */
     uint32_t receivers; /* peers with an inbox */
     peer *only; /* the receiver, when there is just one */
+    const known_arena *arenas;
+    unsigned arena_count;
     peer *by_slot[]; /* NULL where no open pipe is */
 } peer_list;
 
@@ -118,7 +138,8 @@ enum {
     SEND_NO_PATH, /* no such pipe */
     SEND_TIMEOUT,
     SEND_SIGNAL, /* a signal came: let Python look, then go on */
-    SEND_SLICE /* EVENT_SLICE_NS passed: look whether the owner lives, then go on */
+    SEND_DISCARDED, /* the peer discards all it gets */
+    SEND_NO_ARENA /* a message refers to an arena that is not known: see send_missing_arena */
 };
 
 /* Sends to the receiver with the shortest queue that has room, ties in turn (*turn). Nobody connected: into pending.
@@ -132,9 +153,19 @@ int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message
 /* Sends through one pipe. Also SEND_NO_PATH. A pipe that is just being made: RING_FULL. */
 int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const message *m, bool wait_lock);
 
-/* Waits until a send of so many bytes might succeed: room in some receiver (or in pipe `id`, unless 0), room in pending
+/* After SEND_NO_ARENA, in the same thread: which one. Zeros: this process has no holder's number yet. */
+segment_id send_missing_arena(void);
+
+/* By which number the references of this process are known: that of its family of names, 0 while it has none. */
+void set_arena_holder(uint64_t family);
+uint64_t arena_holder(void);
+
+/* Whether a send of such a message might succeed at once, or fail for another reason than room. */
+bool may_send(segment *seg, const peer_list *peers, uint32_t id, const message *m);
+
+/* Waits until a send of such a message (only its sizes count, and note) might succeed: room in some receiver (or in pipe `id`, unless 0), room in pending
  * when nobody is connected, or another version of the pipe table. RING_OK: try again; SEND_TIMEOUT, SEND_SIGNAL. */
-int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, uint64_t bytes, int64_t deadline);
+int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, const message *m, int64_t deadline);
 
 /* Moves pending messages into pipes, as far as there is room. RING_OK when nothing is left. */
 int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bool wait_lock);
@@ -143,5 +174,20 @@ int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bool wai
  * *at: where to go on, from ring_frozen_start. RING_OK at the end. */
 int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, const ring *frozen, uint32_t peer_id,
                       uint64_t *at);
+
+/* Whether a record's content lies in an arena; then its note. */
+static inline bool record_note(const ring *r, const record *rec, note *out)
+{
+    uint8_t bytes[NOTE_SIZE];
+    if (!rec->is_far)
+        return false;
+    ring_copy(r, rec, record_content_at(rec), bytes, NOTE_SIZE);
+    note_decode(bytes, out);
+    return true;
+}
+
+/* In a closed inbox: gives back what came by pipes that are gone, so that nobody will send it again. RING_OK or
+ * SEND_NO_ARENA; *at as above. */
+int release_orphans(segment *seg, const peer_list *peers, uint64_t *at);
 
 #endif

@@ -30,6 +30,16 @@ int platform_wake(_Atomic uint32_t *word, int n);
 int platform_reserve(int fd, void *base, size_t offset, size_t length);
 int platform_reserve_needs_fd(void);
 
+/* Gives whole pages of a shared mapping back to the system: they read as zeros afterwards. */
+void platform_discard(void *start, size_t length);
+
+/* Copies; what does not fit into caches anyway goes past them, where the processor can do that: then neither the old
+ * content of the target is read nor the cache of others is emptied. */
+void platform_copy(void *to, const void *from, size_t n);
+
+/* Advises the system to use large pages for this memory of the process's own. */
+void platform_large_pages(void *start, size_t length);
+
 /* Grows by one in the child of every fork, so a handle can tell that it was inherited. */
 uint32_t platform_fork_generation(void);
 

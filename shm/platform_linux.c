@@ -9,8 +9,12 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -137,6 +141,60 @@ int platform_reserve_needs_fd(void)
     munmap(probe, page);
     atomic_store(&answer, known);
     return known;
+}
+
+void platform_discard(void *start, size_t length)
+{
+    madvise(start, length, MADV_REMOVE);
+}
+
+/* From this size on (bytes) streaming is faster: measured, see docs/design/arena.md. */
+#define STREAM_LEAST ((size_t)4 << 20)
+
+#ifdef __SSE2__
+/* Whole lines of 64 bytes, to an aligned target. */
+static void stream_lines(uint8_t *to, const uint8_t *from, size_t lines)
+{
+    for (; lines; lines--, to += 64, from += 64) {
+        __m128i a = _mm_loadu_si128((const __m128i *)(const void *)from);
+        __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(from + 16));
+        __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(from + 32));
+        __m128i d = _mm_loadu_si128((const __m128i *)(const void *)(from + 48));
+        _mm_stream_si128((__m128i *)(void *)to, a);
+        _mm_stream_si128((__m128i *)(void *)(to + 16), b);
+        _mm_stream_si128((__m128i *)(void *)(to + 32), c);
+        _mm_stream_si128((__m128i *)(void *)(to + 48), d);
+    }
+    _mm_sfence();
+}
+
+void platform_copy(void *to, const void *from, size_t n)
+{
+    if (n < STREAM_LEAST) {
+        memcpy(to, from, n);
+        return;
+    }
+    size_t before = -(uintptr_t)to & 63;
+    size_t lines = (n - before) / 64;
+    size_t streamed = before + lines * 64;
+    memcpy(to, from, before);
+    stream_lines((uint8_t *)to + before, (const uint8_t *)from + before, lines);
+    memcpy((uint8_t *)to + streamed, (const uint8_t *)from + streamed, n - streamed);
+}
+#else
+void platform_copy(void *to, const void *from, size_t n)
+{
+    memcpy(to, from, n);
+}
+#endif
+
+void platform_large_pages(void *start, size_t length)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)start + page - 1) & ~(page - 1);
+    uintptr_t to = ((uintptr_t)start + length) & ~(page - 1);
+    if (from < to)
+        madvise((void *)from, to - from, MADV_HUGEPAGE);
 }
 
 static _Atomic uint32_t fork_generation;

@@ -3,15 +3,10 @@
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
-#include <time.h>
 
 #define RING_MAGIC 0x6d737269u /* "msri" */
 #define RING_LAYOUT 1u
 #define RECORD_HEAD 16u /* units, pipe, Meta */
-
-/* How often a taken lock is tried before sleeping on it: it is held for a copy, so it is free again soon. */
-#define LOCK_TRIES 100
-#define LOCK_SLICE_NS 50000000
 
 /* ---- cursors ---- */
 
@@ -67,6 +62,29 @@ static uint64_t units_for(uint64_t message_bytes)
     return (message_bytes - META_SIZE + RECORD_HEAD + RING_UNIT - 1) / RING_UNIT;
 }
 
+/* Units that are written. */
+static uint64_t units_written(const message *m, bool is_far)
+{
+    return units_for(message_size(m) - (is_far ? m->length : 0) + (is_far ? NOTE_SIZE : 0));
+}
+
+/* Units that a record takes: see Far in ring.h. */
+static uint64_t units_taken(const ring *r, const message *m, bool is_far)
+{
+    uint64_t units = units_for(message_size(m));
+    if (!is_far)
+        return units;
+    uint64_t least = units_written(m, true);
+    if (units < least)
+        return least;
+    return units < r->units ? units : r->units;
+}
+
+static uint64_t units_wanted(const ring *r, const message *m)
+{
+    return units_taken(r, m, m->note != NULL);
+}
+
 /* ---- making and attaching ---- */
 
 uint64_t ring_capacity(uint64_t bytes)
@@ -77,29 +95,15 @@ uint64_t ring_capacity(uint64_t bytes)
     return capacity;
 }
 
-static int init_robust(pthread_mutex_t *lock)
-{
-    pthread_mutexattr_t attr;
-    int rc = pthread_mutexattr_init(&attr);
-    if (rc)
-        return rc;
-    rc = pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
-    if (!rc)
-        rc = pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
-    if (!rc)
-        rc = pthread_mutex_init(lock, &attr);
-    pthread_mutexattr_destroy(&attr);
-    return rc;
-}
-
-int ring_init(ring_shared *shared, uint64_t capacity, uint32_t limit)
+int ring_init(ring_shared *shared, uint64_t capacity, uint32_t limit, uint32_t longest)
 {
     memset(shared, 0, sizeof *shared);
     shared->capacity = capacity;
     shared->limit = limit;
-    int rc = init_robust(&shared->producers);
+    shared->longest = longest;
+    int rc = robust_init(&shared->producers);
     if (!rc)
-        rc = init_robust(&shared->consumers);
+        rc = robust_init(&shared->consumers);
     shared->layout = RING_LAYOUT;
     shared->magic = RING_MAGIC;
     return rc;
@@ -117,10 +121,16 @@ int ring_attach(ring *r, ring_shared *shared, uint8_t *data, uint64_t room, void
     r->capacity = capacity;
     r->units = (uint32_t)(capacity / RING_UNIT);
     r->limit = shared->limit;
+    r->longest = shared->longest;
     r->base = base;
     r->fd = fd;
     atomic_store(&r->spin, ring_get_spin());
     return RING_OK;
+}
+
+bool ring_takes(const ring *r, const message *m)
+{
+    return m->length <= r->longest && units_wanted(r, m) <= r->units;
 }
 
 uint64_t ring_max_message(const ring *r)
@@ -149,58 +159,30 @@ static bool fits(const ring *r, uint64_t head, uint64_t tail, uint64_t units)
     return records_between(head, tail) < r->limit && units_between(head, tail) + units <= r->units;
 }
 
-static bool has_room_left(const ring *r, uint64_t message_bytes, uint32_t spare_units, uint32_t spare_records)
+static bool has_room_left(const ring *r, const message *m, uint32_t spare_units, uint32_t spare_records)
 {
-    if (ring_is_closed(r))
+    if (ring_is_closed(r) || !ring_takes(r, m))
         return false;
     uint64_t head = load_head(r);
     uint64_t tail = load_tail(r);
     uint64_t used = units_between(head, tail);
     uint32_t depth = records_between(head, tail);
     if (depth == 0) /* also while it is rewound, when used means nothing */
-        return units_for(message_bytes) <= r->units;
-    return depth + spare_records < r->limit && used + spare_units + units_for(message_bytes) <= r->units;
+        return true;
+    return depth + spare_records < r->limit && used + spare_units + units_wanted(r, m) <= r->units;
 }
 
-bool ring_has_room(const ring *r, uint64_t message_bytes)
+bool ring_has_room(const ring *r, const message *m)
 {
-    return has_room_left(r, message_bytes, 0, 0);
+    return has_room_left(r, m, 0, 0);
 }
 
-bool ring_has_ample_room(const ring *r, uint64_t message_bytes)
+bool ring_has_ample_room(const ring *r, const message *m)
 {
-    return has_room_left(r, message_bytes, r->units / 4, r->limit / 4);
+    return has_room_left(r, m, r->units / 4, r->limit / 4);
 }
 
 /* ---- locks ---- */
-
-/* Sleeps for the lock in slices. A waiter who was woken and is killed before it takes the lock would else leave the
- * others asleep at a lock that is free: the kernel only helps when nobody else has taken and released it meanwhile. */
-static int lock_in_slices(pthread_mutex_t *lock)
-{
-    int rc;
-    do {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until); /* the only clock that pthread_mutex_timedlock knows */
-        int64_t ns = until.tv_nsec + LOCK_SLICE_NS;
-        until.tv_sec += ns / 1000000000;
-        until.tv_nsec = ns % 1000000000;
-        rc = pthread_mutex_timedlock(lock, &until);
-    } while (rc == ETIMEDOUT);
-    return rc;
-}
-
-static int lock_robust(pthread_mutex_t *lock, bool wait)
-{
-    int rc = pthread_mutex_trylock(lock);
-    if (rc != EBUSY || !wait)
-        return rc;
-    for (int i = 0; rc == EBUSY && i < LOCK_TRIES; i++) {
-        platform_pause();
-        rc = pthread_mutex_trylock(lock);
-    }
-    return rc == EBUSY ? lock_in_slices(lock) : rc;
-}
 
 /* The total counts on, but is stored after the cursor: bring it along when a process was killed in between. */
 static void recover_total(_Atomic uint64_t *total, uint64_t cursor)
@@ -236,7 +218,7 @@ static void recover_consumers(ring *r)
 
 static int lock_side(ring *r, pthread_mutex_t *lock, void (*recover)(ring *), bool wait)
 {
-    int rc = lock_robust(lock, wait);
+    int rc = robust_lock(lock, wait);
     if (rc == EBUSY)
         return RING_BUSY;
     if (rc == EOWNERDEAD) {
@@ -343,7 +325,8 @@ static void write_record(ring *r, uint64_t at, uint32_t units, uint32_t pipe, co
 {
     /* Records start on whole units, so the head never wraps. */
     uint8_t *head = r->data + index_of(r, at);
-    memcpy(head, &units, 4);
+    uint32_t word = units | (m->note ? RECORD_FAR : 0);
+    memcpy(head, &word, 4);
     memcpy(head + 4, &pipe, 4);
     meta_encode(head + 8, m);
     at += RECORD_HEAD;
@@ -353,7 +336,9 @@ static void write_record(ring *r, uint64_t at, uint32_t units, uint32_t pipe, co
     if (m->distance)
         copy_in(r, at, m->destination, destination_size(m));
     at += destination_size(m);
-    if (m->length)
+    if (m->note)
+        copy_in(r, at, m->note, NOTE_SIZE);
+    else if (m->length)
         copy_in(r, at, m->content, m->length);
 }
 
@@ -361,8 +346,8 @@ int ring_put(ring_writer *w, uint32_t pipe, const message *m)
 {
     ring *r = w->r;
     ring_shared *s = r->shared;
-    uint64_t units = units_for(message_size(m));
-    if (units > r->units)
+    uint64_t units = units_wanted(r, m);
+    if (units > r->units || m->length > r->longest)
         return RING_TOO_LONG;
     uint64_t before = bytes_at(position_of(w->tail));
     if (before / RING_REWIND != (before + units * RING_UNIT) / RING_REWIND)
@@ -377,7 +362,7 @@ int ring_put(ring_writer *w, uint32_t pipe, const message *m)
             return RING_FULL;
     }
     uint64_t at = bytes_at(position_of(w->tail));
-    int rc = reserve(r, index_of(r, at), units * RING_UNIT);
+    int rc = reserve(r, index_of(r, at), units_written(m, m->note != NULL) * RING_UNIT);
     if (rc != RING_OK)
         return rc;
     CRASH_POINT("put: before the record is written");
@@ -450,7 +435,9 @@ static int read_record(const ring *r, uint64_t head, uint64_t tail, record *out)
     memcpy(&out->units, copy, 4);
     memcpy(&out->pipe, copy + 4, 4);
     meta_decode(copy + 8, &out->head);
-    if (out->units > available || units_for(message_size(&out->head)) != out->units)
+    out->is_far = out->units & RECORD_FAR;
+    out->units &= ~RECORD_FAR;
+    if (out->units > available || units_taken(r, &out->head, out->is_far) != out->units)
         return RING_CORRUPT;
     return RING_OK;
 }
@@ -476,17 +463,20 @@ void ring_pop(ring_reader *reader, const record *rec)
     reader->head = cursor(position_of(reader->head) + rec->units, count_of(reader->head) + 1);
 }
 
-uint64_t ring_front_size(ring *r)
+bool ring_peek(ring *r, message *out)
 {
+    static const uint8_t somewhere[NOTE_SIZE];
     ring_reader reader;
     record rec;
-    uint64_t size = 0;
     if (ring_enter(r, &reader, false) != RING_OK)
-        return 0;
-    if (ring_front(&reader, &rec) == RING_OK)
-        size = message_size(&rec.head);
+        return false;
+    bool found = ring_front(&reader, &rec) == RING_OK;
     ring_leave(&reader);
-    return size;
+    if (!found)
+        return false;
+    *out = rec.head;
+    out->note = rec.is_far ? somewhere : NULL;
+    return true;
 }
 
 /* A full ring is not reported as having room at every single pop, else each would cost a wake-up: producers are woken
@@ -542,9 +532,27 @@ void ring_read(const ring *r, const record *rec, uint8_t *out, message *m)
     m->source = out;
     m->destination = m->source + source_size(m);
     m->content = m->destination + destination_size(m);
+    m->note = rec->is_far ? m->content : NULL;
 }
 
 /* ---- closing ---- */
+
+int ring_hold(ring *r)
+{
+    int rc = lock_producers(r, true);
+    if (rc != RING_OK)
+        return rc;
+    rc = lock_consumers(r, true);
+    if (rc != RING_OK)
+        pthread_mutex_unlock(&r->shared->producers);
+    return rc;
+}
+
+void ring_unhold(ring *r)
+{
+    pthread_mutex_unlock(&r->shared->consumers);
+    pthread_mutex_unlock(&r->shared->producers);
+}
 
 void ring_close(ring *r)
 {
@@ -666,24 +674,24 @@ int ring_wait_readable(ring *r, int64_t deadline)
 
 typedef struct {
     const ring *r;
-    uint64_t bytes;
+    const message *m;
 } room_wish;
 
 static bool is_writable(const void *arg)
 {
     const room_wish *wish = arg;
-    return ring_is_closed(wish->r) || ring_has_room(wish->r, wish->bytes);
+    return ring_is_closed(wish->r) || ring_has_room(wish->r, wish->m);
 }
 
 static bool is_amply_writable(const void *arg)
 {
     const room_wish *wish = arg;
-    return ring_is_closed(wish->r) || ring_has_ample_room(wish->r, wish->bytes);
+    return ring_is_closed(wish->r) || ring_has_ample_room(wish->r, wish->m);
 }
 
-int ring_wait_room(ring *r, uint64_t message_bytes, int64_t deadline)
+int ring_wait_room(ring *r, const message *m, int64_t deadline)
 {
-    room_wish wish = {.r = r, .bytes = message_bytes};
+    room_wish wish = {.r = r, .m = m};
     atomic_fetch_add_explicit(&r->shared->blocked, 1, memory_order_relaxed);
     if (spin_until(is_amply_writable, &wish, &r->spin, deadline))
         return WAIT_WOKEN;

@@ -24,17 +24,23 @@
  * (RING_NO_MEMORY) instead of a store that raises SIGBUS. `reserved` is how far the data is backed.
  *
  * A record: u32 units | u32 pipe (the receiver's id of the pipe it came by) | Meta | source | destination | content,
- * padded to whole units. Idea of positions and record layout: Agrona's ring buffers; of the two cached cursors: Erik
+ * padded to whole units.
+ *
+ * Far. Instead of the content, a record may hold a note of where it lies (RECORD_FAR set in the word of units). It takes
+ * as many units as if the content were here, or the whole ring where that is less, though hardly any of them is
+ * written: so a queue holds so many bytes of messages, wherever they lie, and one message of any size at least.
+ *
+ * Idea of positions and record layout: Agrona's ring buffers; of the two cached cursors: Erik
  * Rigtorp's SPSCQueue. */
 #ifndef MULTISOCKET_RING_H
 #define MULTISOCKET_RING_H
 
-#include <pthread.h>
 #include <stdalign.h>
 #include <stdbool.h>
 
 #include "codec.h"
 #include "event.h"
+#include "lock.h"
 
 #define RING_UNIT 16u
 #define RING_LINE 64
@@ -42,7 +48,8 @@
 #define RING_RESERVE_LEAST 4096u
 #define RING_RESERVE_MOST (256u * 1024u)
 #define RING_MIN_BYTES 4096u
-#define RING_MAX_BYTES ((uint64_t)1 << 35)
+#define RING_MAX_BYTES ((uint64_t)1 << 34)
+#define RECORD_FAR ((uint32_t)1 << 31)
 
 enum {
     RING_OK = 0,
@@ -50,7 +57,7 @@ enum {
     RING_FULL, /* no room now */
     RING_BUSY, /* somebody else holds the lock (only when asked not to wait for it) */
     RING_CLOSED, /* nothing goes in or out any more */
-    RING_TOO_LONG, /* would not fit into the empty ring */
+    RING_TOO_LONG, /* longer than it takes, or would not fit into the empty ring */
     RING_NO_MEMORY, /* the system has no memory for these pages */
     RING_CORRUPT /* what stands in shared memory contradicts itself */
 };
@@ -61,6 +68,7 @@ typedef struct {
     uint32_t layout;
     uint64_t capacity; /* bytes */
     uint32_t limit; /* records */
+    uint32_t longest; /* content that it takes, bytes */
     /* Written under both locks, read anywhere. */
     _Atomic uint32_t closed;
     /* Sends that found no room and waited; any process adds. */
@@ -90,6 +98,7 @@ typedef struct {
     uint64_t capacity; /* bytes, a power of two */
     uint32_t units; /* capacity in units */
     uint32_t limit;
+    uint32_t longest;
     int fd; /* of the mapped file, where platform_reserve needs it; else -1 */
     void *base; /* of the mapping, for platform_reserve */
     _Atomic uint32_t spin; /* ns that the next wait may spin, learnt from the last ones */
@@ -99,12 +108,14 @@ typedef struct {
 uint64_t ring_capacity(uint64_t bytes);
 
 /* Initialises shared memory that nobody else knows yet. capacity must come from ring_capacity. 0 or an errno. */
-int ring_init(ring_shared *shared, uint64_t capacity, uint32_t limit);
+int ring_init(ring_shared *shared, uint64_t capacity, uint32_t limit, uint32_t longest);
 
 /* Makes a view. RING_CORRUPT when the header is not one, or its capacity is not the expected `room` bytes. */
 int ring_attach(ring *r, ring_shared *shared, uint8_t *data, uint64_t room, void *base, int fd);
 
-/* Bytes of the largest message (Meta, paths and content) that the ring can take. */
+/* Whether the ring could ever take the message. Of these and the next ones only its sizes count, and note. */
+bool ring_takes(const ring *r, const message *m);
+/* Bytes of the largest message (Meta, paths and content) that fits into the ring itself. */
 uint64_t ring_max_message(const ring *r);
 
 /* --- counters, readable at any time without a lock; each by itself exact, together only nearly so --- */
@@ -115,10 +126,10 @@ static inline bool ring_is_closed(const ring *r)
     return atomic_load_explicit(&r->shared->closed, memory_order_acquire) != 0;
 }
 /* Whether a message of that size would be taken right now. */
-bool ring_has_room(const ring *r, uint64_t message_bytes);
+bool ring_has_room(const ring *r, const message *m);
 /* Whether a quarter of the ring is free beyond that. Who spins for room waits for so much, else it would go on into the
  * next wait after each message, and both sides fight for the same cache lines. */
-bool ring_has_ample_room(const ring *r, uint64_t message_bytes);
+bool ring_has_ample_room(const ring *r, const message *m);
 
 /* --- producing: begin, put*, publish, end --- */
 typedef struct {
@@ -146,6 +157,7 @@ typedef struct {
 typedef struct {
     uint32_t pipe;
     uint32_t units;
+    bool is_far;
     uint64_t at; /* position of the record, bytes; an index into the data when masked */
     message head; /* without pointers */
 } record;
@@ -157,27 +169,31 @@ void ring_leave(ring_reader *reader); /* takes all that was popped, in one step;
 /* Takes what was popped so far, and keeps the lock. */
 void ring_take(ring_reader *reader);
 
-/* Bytes of the oldest message; 0 when there is none, or somebody has the consumers' lock. */
-uint64_t ring_front_size(ring *r);
+/* The sizes of the oldest message. False: there is none, or somebody has the consumers' lock. */
+bool ring_peek(ring *r, message *out);
 
 /* Copies n bytes from `offset` into the record's paths and content. */
 void ring_copy(const ring *r, const record *rec, uint64_t offset, void *out, size_t n);
 static inline uint64_t record_body_size(const record *rec)
 {
-    return message_size(&rec->head) - META_SIZE;
+    return message_size(&rec->head) - META_SIZE - (rec->is_far ? (uint64_t)rec->head.length - NOTE_SIZE : 0);
 }
-/* Offset of the content behind the paths. */
+/* Offset of the content, or the note of it, behind the paths. */
 static inline uint64_t record_content_at(const record *rec)
 {
     return 4u * ((uint64_t)rec->head.hops + rec->head.distance);
 }
-/* Copies paths and content to out (record_body_size bytes) and points the message there. */
+/* Copies paths and content (or note) to out (record_body_size bytes) and points the message there. */
 void ring_read(const ring *r, const record *rec, uint8_t *out, message *m);
+
+/* Takes both locks: nothing is put or taken until ring_unhold. */
+int ring_hold(ring *r);
+void ring_unhold(ring *r);
 
 /* Freezes the ring: after it returned, nothing is put or taken. Wakes everybody. */
 void ring_close(ring *r);
 
-/* Reading a closed ring from its head to its tail. Start with a cursor of ring_frozen_start. */
+/* Reading a ring that is closed or held, from its head to its tail. Start with a cursor of ring_frozen_start. */
 uint64_t ring_frozen_start(const ring *r);
 int ring_frozen_next(const ring *r, uint64_t *cursor, record *out); /* RING_OK, RING_EMPTY, RING_CORRUPT */
 
@@ -196,8 +212,8 @@ static inline int64_t room_slice(int64_t *slice, int64_t deadline)
     return end < deadline ? end : deadline;
 }
 
-/* Until a message of so many bytes would be taken or the ring is closed (WAIT_WOKEN), a signal, or the deadline. */
-int ring_wait_room(ring *r, uint64_t message_bytes, int64_t deadline);
+/* Until the message would be taken or the ring is closed (WAIT_WOKEN), a signal, or the deadline. */
+int ring_wait_room(ring *r, const message *m, int64_t deadline);
 
 /* Waits for the consumers' lock to become free. */
 void ring_await_consumers(ring *r);

@@ -302,7 +302,7 @@ static void await_clean_end(pid_t child)
 
 static void make_segment(segment *seg, void *base, uint64_t size, int fd)
 {
-    CHECK(segment_init(base, fd, CAPACITY, ANY, CAPACITY, ANY) == RING_OK, "a segment");
+    CHECK(make_segment_of(base, fd, CAPACITY, ANY, CAPACITY, ANY), "a segment");
     CHECK(segment_attach(seg, base, size, fd) == RING_OK, "a segment");
 }
 
@@ -549,7 +549,7 @@ static void check_sleeper(int at, bool for_room)
     atomic_store(&r->spin, 0);
     while (for_room && push_some(r, 1, &g) != RING_FULL)
         ;
-    uint64_t bytes = ring_max_message(r); /* only the very last pop makes room for that */
+    message largest = message_of(ring_max_message(r)); /* only the very last pop makes room for that */
     unsigned depth = ring_depth(r);
     pid_t child = fork();
     if (child == 0) {
@@ -561,7 +561,7 @@ static void check_sleeper(int at, bool for_room)
             for_room ? pop_some(r, 1, &g) : push_some(r, 1, &g);
     }
     int64_t began = platform_now();
-    int rc = for_room ? ring_wait_room(r, bytes, soon(HANG_NS)) : ring_wait_readable(r, soon(HANG_NS));
+    int rc = for_room ? ring_wait_room(r, &largest, soon(HANG_NS)) : ring_wait_readable(r, soon(HANG_NS));
     CHECK(rc == WAIT_WOKEN, "asleep for ever");
     slow_cases += platform_now() - began > GO_ON_NS + 60 * MS;
     wait_for_child(child);

@@ -129,6 +129,7 @@ static inline void make_message(uint64_t number, uint32_t longest, uint8_t *body
     m->source = body;
     m->destination = body + source_size(m);
     m->content = m->destination + destination_size(m);
+    m->note = NULL;
     size_t size = (size_t)(message_size(m) - META_SIZE);
     memcpy(body, &number, sizeof number);
     for (size_t i = sizeof number; i < size; i += 8) {
@@ -190,7 +191,7 @@ typedef struct {
 
 static inline void attach_ring(test_ring *t, uint64_t capacity, uint32_t limit, int fd)
 {
-    CHECK(ring_init(t->shared, capacity, limit) == 0, "no robust mutexes");
+    CHECK(ring_init(t->shared, capacity, limit, UINT32_MAX) == 0, "no robust mutexes");
     CHECK(ring_attach(&t->r, t->shared, t->data, capacity, t->shared, fd) == RING_OK, "a fresh ring");
 }
 
@@ -206,6 +207,23 @@ static inline void make_ring(test_ring *t, uint64_t capacity, uint32_t limit)
 static inline void free_ring(test_ring *t)
 {
     unmap_shared((uint8_t *)t->shared, PAGE + t->r.capacity, t->r.fd);
+}
+
+/* A message that takes so many bytes with its Meta: for those who only want to know whether there is room. */
+static inline message message_of(uint64_t bytes)
+{
+    return (message){.length = (uint32_t)(bytes - META_SIZE)};
+}
+
+static inline bool make_segment_of(void *base, int fd, uint64_t inbox, uint32_t inbox_limit, uint64_t pending,
+                                   uint32_t pending_limit)
+{
+    segment_plan plan = {.inbox_capacity = inbox,
+                         .pending_capacity = pending,
+                         .inbox_limit = inbox_limit,
+                         .pending_limit = pending_limit,
+                         .longest = UINT32_MAX};
+    return segment_init(base, fd, &plan) == RING_OK;
 }
 
 /* As if so many units and records had gone through it already. */

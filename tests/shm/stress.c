@@ -178,7 +178,7 @@ static void *produce(void *arg)
             break;
         CHECK(rc == RING_OK || rc == RING_FULL || rc == RING_BUSY, "sending gave %d", rc);
         if (rc == RING_FULL)
-            CHECK(ring_wait_room(&w->t.r, message_size(&m), NEVER) == WAIT_WOKEN, "a wait for room");
+            CHECK(ring_wait_room(&w->t.r, &m, NEVER) == WAIT_WOKEN, "a wait for room");
         if (rc == RING_BUSY)
             sched_yield();
         if (w->plan->drain && rng_one_in(&g, 2))
@@ -397,12 +397,12 @@ static void test_limits(void)
     message m = {.content = (const uint8_t *)"", .length = 0};
     for (unsigned round = 0; round < 1000; round++) {
         for (unsigned i = 0; i < 3; i++) {
-            CHECK(ring_has_room(&t.r, META_SIZE), "%u of 3 records", i);
+            CHECK(ring_has_room(&t.r, &m), "%u of 3 records", i);
             CHECK(push_number(&t.r, i, 8) == RING_OK, "%u of 3 records", i);
         }
-        CHECK(!ring_has_room(&t.r, META_SIZE), "3 of 3 records");
+        CHECK(!ring_has_room(&t.r, &m), "3 of 3 records");
         CHECK(push_number(&t.r, 3, 8) == RING_FULL, "3 of 3 records");
-        CHECK(ring_wait_room(&t.r, META_SIZE, 0) == WAIT_TIMEOUT, "3 of 3 records");
+        CHECK(ring_wait_room(&t.r, &m, 0) == WAIT_TIMEOUT, "3 of 3 records");
         for (unsigned i = 0; i < 3; i++)
             CHECK(pop_one(&t.r) == RING_OK, "%u left", 3 - i);
         CHECK(pop_one(&t.r) == RING_EMPTY, "none left");
@@ -522,7 +522,7 @@ static node *make_node(uint64_t inbox_bytes, uint64_t pending_bytes, uint32_t pe
     n->size = segment_size(inbox_bytes, pending_bytes);
     int fd;
     void *base = map_shared(n->size, &fd);
-    CHECK(segment_init(base, fd, inbox_bytes, ANY, pending_bytes, pending_limit) == RING_OK, "a segment");
+    CHECK(make_segment_of(base, fd, inbox_bytes, ANY, pending_bytes, pending_limit), "a segment");
     CHECK(segment_attach(&n->seg, base, n->size, fd) == RING_OK, "a segment");
     return n;
 }
@@ -726,7 +726,8 @@ static void resend_all(churn *c, unsigned node_number, peers *p)
             if (rc == RING_OK)
                 break;
             CHECK(rc == RING_FULL, "resending gave %d", rc);
-            wait_to_send(p->seg, p->list, 0, CHURN_LONGEST, soon(5 * MS));
+            message longest = message_of(CHURN_LONGEST);
+            wait_to_send(p->seg, p->list, 0, &longest, soon(5 * MS));
         }
     }
 }
@@ -796,7 +797,8 @@ static void after_failure(peers *p, int rc, uint64_t bytes)
 {
     CHECK(rc == RING_FULL || rc == RING_BUSY || rc == SEND_STALE || rc == SEND_NO_PATH, "sending gave %d", rc);
     if (rc == RING_FULL) {
-        rc = wait_to_send(p->seg, p->list, 0, bytes, soon(50 * MS));
+        message m = message_of(bytes);
+        rc = wait_to_send(p->seg, p->list, 0, &m, soon(50 * MS));
         CHECK(rc == RING_OK || rc == SEND_TIMEOUT, "waiting to send gave %d", rc);
     }
     peers_update(p);
@@ -1036,7 +1038,8 @@ static void *wait_for_record(void *arg)
 static void *wait_for_room(void *arg)
 {
     close_state *c = arg;
-    CHECK(ring_wait_room(&c->full.r, 4000, NEVER) == WAIT_WOKEN, "a wait that a close ends");
+    CHECK(ring_wait_room(&c->full.r, &(message){.length = 4000 - META_SIZE}, NEVER) == WAIT_WOKEN,
+          "a wait that a close ends");
     CHECK(ring_is_closed(&c->full.r), "closed");
     return NULL;
 }
@@ -1046,7 +1049,8 @@ static void *wait_for_peer(void *arg)
     close_state *c = arg;
     peers p;
     peers_open(&p, &c->own->seg);
-    CHECK(wait_to_send(p.seg, p.list, 0, 4000, NEVER) == RING_OK, "a wait that a close ends");
+    CHECK(wait_to_send(p.seg, p.list, 0, &(message){.length = 4000 - META_SIZE}, NEVER) == RING_OK,
+          "a wait that a close ends");
     CHECK(segment_is_closed(p.seg), "closed");
     peers_close(&p);
     return NULL;
@@ -1326,7 +1330,7 @@ static void use_spoilt(test_ring *t, rng *g, uint8_t *body)
         break;
     default:
         ring_wait_readable(&t->r, soon(1000));
-        ring_wait_room(&t->r, 100, soon(1000));
+        ring_wait_room(&t->r, &(message){.length = 100 - META_SIZE}, soon(1000));
         ring_depth(&t->r);
         ring_used(&t->r);
     }
@@ -1385,7 +1389,7 @@ static void test_spoilt_segment(void)
     for (unsigned i = 0; i < scaled(2000); i++) {
         rng g = rng_new(20000 + i);
         segment_header *s = n->seg.shared;
-        CHECK(segment_init(s, n->seg.fd, RING_MIN_BYTES, 8, NODE_BYTES, 8) == RING_OK, "a fresh segment");
+        CHECK(make_segment_of(s, n->seg.fd, RING_MIN_BYTES, 8, NODE_BYTES, 8), "a fresh segment");
         unsigned times = 1 + (unsigned)rng_below(&g, 3);
         while (times--)
             spoil_segment(s, &g);
@@ -1428,7 +1432,7 @@ static void test_spoilt_peers(void)
             int rc = send_one_somehow(&p, &m, &g, true);
             CHECK(is_error_of_rings(rc) || rc == SEND_STALE || rc == SEND_NO_PATH, "sending gave %d", rc);
             if (rc == RING_FULL)
-                wait_to_send(p.seg, p.list, 0, message_size(&m), soon(1000));
+                wait_to_send(p.seg, p.list, 0, &m, soon(1000));
             peers_update(&p);
         }
         peers_close(&p);
@@ -1503,7 +1507,7 @@ static void test_unequal_wait(void)
     message m = plain(6000);
     int rc = send_to_one(k.p.seg, k.p.list, &k.p.turn, &m, true);
     CHECK(rc == RING_FULL, "sending gave %d", rc);
-    rc = wait_to_send(k.p.seg, k.p.list, 0, message_size(&m), soon(20 * MS));
+    rc = wait_to_send(k.p.seg, k.p.list, 0, &m, soon(20 * MS));
     CHECK(rc == SEND_TIMEOUT, "waiting gave %d", rc);
     pair_close(&k);
 }
@@ -1519,7 +1523,7 @@ static void test_unequal_pending(void)
     fill(&k.large->seg.inbox);
     int rc = send_to_one(k.p.seg, k.p.list, &k.p.turn, &little, true);
     CHECK(rc == RING_FULL, "sending gave %d", rc);
-    rc = wait_to_send(k.p.seg, k.p.list, 0, message_size(&little), soon(20 * MS));
+    rc = wait_to_send(k.p.seg, k.p.list, 0, &little, soon(20 * MS));
     CHECK(rc == SEND_TIMEOUT, "waiting gave %d", rc);
     pair_close(&k);
 }
@@ -1537,7 +1541,7 @@ static void test_pending_wait(void)
     CHECK(send_to_one(k.p.seg, k.p.list, &k.p.turn, &m, true) == RING_FULL, "more is pending than has room");
     for (unsigned i = 0; i < 15; i++)
         CHECK(pop_one(&k.small->seg.inbox) == RING_OK, "a full inbox");
-    int rc = wait_to_send(k.p.seg, k.p.list, 0, message_size(&m), soon(20 * MS));
+    int rc = wait_to_send(k.p.seg, k.p.list, 0, &m, soon(20 * MS));
     CHECK(rc == RING_OK, "there is room for some, and waiting gave %d", rc);
     pair_close(&k);
 }
@@ -1549,7 +1553,7 @@ static void test_room_disarms(void)
     make_ring(&t, 4096, ANY);
     fill(&t.r);
     ring_set_spin(0);
-    CHECK(ring_wait_room(&t.r, 4000, soon(MS)) == WAIT_TIMEOUT, "a full ring");
+    CHECK(ring_wait_room(&t.r, &(message){.length = 4000 - META_SIZE}, soon(MS)) == WAIT_TIMEOUT, "a full ring");
     while (pop_one(&t.r) == RING_OK)
         ;
     uint32_t seq = t.shared->room.seq;

@@ -157,10 +157,10 @@ def test_objects(pair: Pair) -> None:
     obj = {"a": [1, 2.5, None], 7: b"raw", "t": "text"}
     pair[1].send_obj(obj)
     assert pair[0].recv_obj(DEADLINE) == obj
-    with pytest.raises(ms.BadMessage, match="cannot pack a object"):
+    with pytest.raises(ms.BadMessage, match="msgpack cannot serialize a object"):
         pair[1].send_obj(object())
     pair[1].send(b"\xc1")
-    with pytest.raises(ms.BadMessage, match="not packed"):
+    with pytest.raises(ms.BadMessage, match="content of 1 bytes cannot be read"):
         pair[0].recv_obj(DEADLINE)
 
 
@@ -267,7 +267,7 @@ def test_send_all_waits_for_the_slow_and_tells_who_got_it(make_socket: Make, add
 
 
 def test_too_long_names_both_sizes(make_socket: Make, address: str) -> None:
-    server, client = make_socket(recv_queue_bytes=65536), make_socket(recv_queue_bytes=65536)
+    server, client = make_socket(recv_queue_bytes=65536), make_socket(recv_queue_bytes=65536, arena_limit=0)
     for _ in range(2):  # not connected: what is kept has a limit too
         with pytest.raises(ms.ContentTooLong, match=r"65521 bytes.* 65520"):
             client.send(bytes(65521))
@@ -280,6 +280,19 @@ def test_too_long_names_both_sizes(make_socket: Make, address: str) -> None:
     with pytest.raises(ms.ContentTooLong):
         client.send_many([b"fits", bytes(70000)])
     assert server.recv(DEADLINE) == b"fits"
+
+
+def test_longer_than_the_receiver_wants(make_socket: Make, address: str) -> None:
+    server, client = make_socket(max_recv_content_length=1000), make_socket()
+    server.listen(address)
+    client.dial(address)
+    for send in (client.send, client.send_all, lambda content: client.send_many([content])):
+        for size in (1001, 200_000, 5 << 20):
+            with pytest.raises(ms.ContentTooLong, match=rf"{size} bytes.* 1000; .*max_recv_content_length"):
+                send(bytes(size))
+    client.send(bytes(1000))
+    assert server.recv(DEADLINE) == bytes(1000)
+    assert client.stats()["arena_used"] == 0
 
 
 @pytest.mark.parametrize("bad", [-1, float("nan"), "soon", object()])

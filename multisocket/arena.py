@@ -1,0 +1,55 @@
+"""Looking after the arenas that this process writes to, now and then, in the background thread.
+
+Once a second, while an arena has memory: blocks that dead receivers held are given back, and memory that was not needed
+for a second goes back to the system. (Shorter, and a sender of one large message at a time would take new pages, which
+the system clears, for each of them.)
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import names
+from .background import background
+from .reclaim import sweep
+from .shm import Arena
+
+PERIOD = 1.0
+"""Seconds between two looks."""
+
+_tended: set[str] = set()
+
+
+def tend(arena: Arena) -> None:
+    """Looks after an arena until it needs nothing any more."""
+    if arena.name in _tended:
+        return
+    _tended.add(arena.name)
+    background().call_later(PERIOD, lambda: _look_after(arena))
+
+
+def _look_after(arena: Arena) -> None:
+    reclaim(arena)
+    has_memory = arena.rest()
+    if arena.closed and arena.close():
+        has_memory = False
+    if has_memory:
+        background().call_later(PERIOD, lambda: _look_after(arena))
+    else:
+        _tended.discard(arena.name)
+
+
+def reclaim(arena: Arena) -> None:
+    """Gives back what the dead held."""
+    if arena.used:
+        sweep(arena, names.is_alive)
+
+
+def close(arena: Arena) -> None:
+    """The arena's Socket is closed: once nobody uses a block any more, it is removed."""
+    reclaim(arena)
+    if not arena.close():
+        tend(arena)
+
+
+os.register_at_fork(after_in_child=_tended.clear)

@@ -1,0 +1,935 @@
+# The Socket's data path.
+
+cdef struct _Batch:
+    message row[BATCH]
+    Py_buffer views[BATCH]
+    bint held[BATCH]
+    unsigned n
+
+
+cdef class Endpoint:
+    """Sending and receiving of a Socket. What connects it is above: see ``multisocket.Socket``.
+
+    :param segment: of this Socket.
+    :param guard: path of a file that the process which made the Socket keeps locked while it lives.
+    :param here: that is this process.
+    :param owned: this handle may connect the Socket, and close it for all.
+    """
+
+    cdef Segment segment
+    cdef _Peers peers
+    cdef uint32_t turn
+    cdef uint32_t generation
+    cdef str guard
+    cdef bint here, owned
+    cdef int guard_fd
+    cdef bint refuses_send, refuses_recv
+    cdef bint best_effort
+    cdef int ttl
+    cdef object send_timeout, recv_timeout
+    cdef uint64_t arena_limit
+
+    def __cinit__(self):
+        self.guard_fd = -1
+
+    def __dealloc__(self):
+        if self.guard_fd >= 0:
+            c_close(self.guard_fd)
+
+    def _attach(self, Segment segment not None, str guard, *, bint here, bint owned, bint no_send, bint no_recv, bint best_effort,
+                int ttl, send_timeout, recv_timeout, uint64_t arena_limit):
+        self.segment = segment
+        self.guard = guard
+        self.here = here
+        self.owned = owned
+        self.generation = platform_fork_generation()
+        self.refuses_send = no_send
+        self.refuses_recv = no_recv
+        self.best_effort = best_effort
+        self.ttl = ttl
+        self.send_timeout = send_timeout
+        self.recv_timeout = recv_timeout
+        self.arena_limit = arena_limit
+        self.peers = _read_peers(segment, None, {})
+
+    def _detach(self):
+        """Gives up this handle. Threads that are just in it keep what they use until they return."""
+        self.segment = None
+        self.peers = None
+
+    @property
+    def closed(self):
+        """Whether this handle, or the Socket for all, is closed."""
+        return self.segment is None or segment_is_closed(&self.segment.seg)
+
+    # --- whose it is ---
+
+    @property
+    def _is_owner(self):
+        """Whether this process may connect and close it for all."""
+        return self.owned and self.is_here()
+
+    cdef bint is_here(self) noexcept:
+        """Whether the owner is this very process, and not one that this one was forked from."""
+        return self.here and self.generation == platform_fork_generation()
+
+    cdef bint owner_lives(self):
+        if self.is_here():
+            return True
+        if self.guard_fd < 0:
+            try:
+                self.guard_fd = os.open(self.guard, os.O_RDWR | os.O_CLOEXEC)
+            except OSError:
+                return False
+        return platform_is_locked(self.guard_fd)
+
+    cdef Segment alive(self):
+        segment = self.segment
+        if segment is None:
+            raise Closed("this Socket is closed: make a new one")
+        return segment
+
+    cdef int look_around(self, Segment segment) except -1:
+        """What a wait does between its slices: signals, and whether the owner still lives."""
+        PyErr_CheckSignals()
+        if not self.owner_lives():
+            segment.close()
+        return 0
+
+    cdef object closed_error(self):
+        if self.segment is None or self._is_owner:
+            return Closed("this Socket was closed: make a new one")
+        if self.owner_lives():
+            return Closed("this Socket was closed by the process that made it")
+        return Closed("the process that made this Socket has ended, and the Socket with it")
+
+    # --- failures ---
+
+    cdef object failure(self, Segment segment, int rc, uint64_t length):
+        if rc == RING_CLOSED:
+            return self.closed_error()
+        if rc == RING_TOO_LONG:
+            return self.too_long(segment, length)
+        if rc == RING_NO_MEMORY:
+            return _no_memory(length)
+        return BadMessage(_CORRUPT)
+
+    cdef object too_long(self, Segment segment, uint64_t length):
+        cdef uint64_t most = self.longest(segment)
+        remedy = "max_recv_content_length" if self.arena_limit else "recv_queue_bytes, or let this one have an arena_limit"
+        return ContentTooLong(
+            f"a content of {length} bytes was given, the receiving queues take at most {most}; give the receiving Socket"
+            f" a larger {remedy}"
+        )
+
+    cdef uint64_t longest(self, Segment segment):
+        """Bytes of the largest content that some peer takes; without peers, that can be kept."""
+        cdef uint64_t most = 0
+        cdef _Peer one
+        for one in self.peers.by_id.values():
+            if one.p.inbox != NULL:
+                most = max(most, self.longest_of(one.p.inbox))
+        return most or self.longest_of(&segment.seg.pending)
+
+    cdef uint64_t longest_of(self, ring *r):
+        return r.longest if self.arena_limit else min(<uint64_t>r.longest, ring_max_message(r) - META_SIZE)
+
+    cdef object no_room(self, timeout):
+        if self.peers is not None and not self.peers.list.receivers:
+            return Timeout(f"no peer was connected within {timeout} s, and the send queue is full")
+        return Timeout(f"no peer had room within {timeout} s: receivers are slower than senders, or stopped")
+
+    # --- sending to one ---
+
+    def send(self, content, timeout=_unset):
+        """Sends to one peer: the one with the shortest queue that has room, ties in turn.
+
+        When it returns, a peer on this machine has the message in its memory. While no peer is connected,
+        ``send_queue_size`` messages are kept; then it waits.
+
+        :param content: anything with the buffer protocol.
+        :param timeout: seconds; None waits for ever, 0 never waits. Default: the option ``send_timeout``.
+        :raises Timeout: no room in that time.
+        :raises MessageDropped: no room, and the Socket is best effort.
+        :raises ContentTooLong: larger than the receiving queue.
+        :raises Closed: the Socket is closed.
+        """
+        cdef message m
+        cdef Py_buffer view
+        if PyBytes_CheckExact(content):
+            _check_length(PyBytes_GET_SIZE(content))
+            _describe(&m, SEND_TO_ONE, self.ttl, PyBytes_AS_STRING(content), PyBytes_GET_SIZE(content))
+            self.deliver(&m, 0, timeout, None)
+            return
+        PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
+        try:
+            _check_length(view.len)
+            _describe(&m, SEND_TO_ONE, self.ttl, view.buf, view.len)
+            self.deliver(&m, 0, timeout, None)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int deliver(self, message *m, uint32_t pipe, object timeout, Block content) except -1:
+        """One message to one peer, or to the peer of a pipe. content: None, or the block that it lies in."""
+        cdef Segment segment = self.alive()
+        cdef int rc
+        if self.refuses_send:
+            raise NotSupported("this Socket was made with no_send=True: it only receives")
+        if m.length < LONG_COPY and content is None:
+            if pipe:
+                rc = send_by_pipe(&segment.seg, self.peers.list, pipe, m, False)
+            else:
+                rc = send_to_one(&segment.seg, self.peers.list, &self.turn, m, False)
+            if rc == RING_OK:
+                return 0
+        if timeout is _unset:
+            timeout = self.send_timeout
+        cdef int64_t deadline = _deadline(timeout)
+        if content is not None:
+            return self.push(segment, m, pipe, deadline, timeout, content.share())
+        if m.length >= LARGE and self.arena_limit:
+            self.await_taker(segment, m, pipe, deadline, timeout)
+            content = self.new_content(segment, m, deadline, timeout)
+        return self.push(segment, m, pipe, deadline, timeout, content)
+
+    cdef int push(self, Segment segment, const message *given, uint32_t pipe, int64_t deadline, object timeout,
+                  Block content) except -1:
+        """Waits for room, as long as that may take. Gives the reference to the content away."""
+        cdef uint8_t note_bytes[NOTE_SIZE]
+        cdef message m = given[0]
+        cdef _Peers peers
+        cdef uint32_t turn
+        cdef int rc
+        if content is not None:
+            content.describe(&m, note_bytes)
+        while True:
+            peers = self.current_peers(segment)
+            turn = self.turn
+            with nogil:
+                if pipe:
+                    rc = send_by_pipe(&segment.seg, peers.list, pipe, &m, True)
+                else:
+                    rc = send_to_one(&segment.seg, peers.list, &turn, &m, True)
+            self.turn = turn
+            if rc == RING_OK and content is not None:
+                content.held = False
+            if rc == RING_OK or rc == SEND_DISCARDED:
+                return 0
+            if rc == RING_FULL:
+                self.await_room(segment, peers, pipe, &m, deadline, timeout)
+            elif rc == RING_TOO_LONG and content is None and self.arena_limit:
+                # Small, but larger than the queue: that holds notes of any content.
+                content = self.new_content(segment, &m, deadline, timeout)
+                content.describe(&m, note_bytes)
+            else:
+                self.recover(segment, rc, pipe, m.length)
+
+    cdef int recover(self, Segment segment, int rc, uint32_t pipe, uint64_t length) except -1:
+        """After a send that failed for another reason than room: it can be tried again, or this raises."""
+        if rc == SEND_STALE:
+            return 0
+        if rc == SEND_NO_ARENA:
+            return self.learn_arena(segment, send_missing_arena())
+        if rc == SEND_NO_PATH:
+            raise BrokenPath(f"pipe {pipe} of the destination is gone, or never was: its peer has disconnected")
+        raise self.failure(segment, rc, length)
+
+    cdef _Peers current_peers(self, Segment segment):
+        """The list of peers as the pipe table now is."""
+        peers = self.peers
+        if peers is None:
+            raise self.closed_error()
+        if peers.list.version != segment_version(&segment.seg):
+            peers = _read_peers(segment, peers, peers.known)
+            if self.peers is None:
+                raise self.closed_error()
+            self.peers = peers
+        return peers
+
+    cdef int await_room(self, Segment segment, _Peers peers, uint32_t pipe, const message *m, int64_t deadline,
+                        object timeout) except -1:
+        cdef int rc
+        if self.best_effort:
+            segment.seg.shared.dropped += 1
+            raise MessageDropped("no peer has room, and this Socket sends by best effort: the message was dropped")
+        if deadline <= platform_now():
+            raise self.no_room(timeout)
+        cdef int64_t look = _look_at(deadline, not self.is_here())
+        with nogil:
+            rc = wait_to_send(&segment.seg, peers.list, pipe, m, look)
+        if rc != RING_OK:
+            self.look_around(segment)
+        return 0
+
+    cdef int await_taker(self, Segment segment, const message *m, uint32_t pipe, int64_t deadline,
+                         object timeout) except -1:
+        """Waits until somebody has room for a large message, before its content is copied: so few blocks are in use."""
+        cdef message far = m[0]
+        cdef _Peers peers
+        far.note = far.content  # that it is one is all that counts
+        while True:
+            peers = self.current_peers(segment)
+            if may_send(&segment.seg, peers.list, pipe, &far):
+                return 0
+            self.await_room(segment, peers, pipe, &far, deadline, timeout)
+
+    # --- large contents ---
+
+    cdef Block new_content(self, Segment segment, const message *m, int64_t deadline, object timeout):
+        """A block with a message's content."""
+        content = self.new_block(segment, m.length, deadline, timeout)
+        _copy_large(content.b.data, m.content, m.length)
+        return content
+
+    cdef Block new_block(self, Segment segment, uint64_t length, int64_t deadline, object timeout):
+        """A block to write into. Waits until there is room in the arena."""
+        cdef Arena arena = self.own_arena(segment)
+        cdef int64_t patience = platform_now() + PATIENCE_NS
+        cdef uint64_t holder
+        cdef uint32_t ticket
+        cdef block b
+        cdef int rc
+        while True:
+            holder = _holder()
+            ticket = arena_arm(&arena.a)
+            with nogil:
+                rc = arena_take(&arena.a, <uint32_t>length, holder, &b)
+            if rc == RING_OK:
+                content = _new_block(arena, &b)
+                rc = _back(content)
+                if rc == RING_OK:
+                    self._arena_used(arena)
+                    return content
+                content.give_back()
+            if rc != RING_FULL and rc != RING_NO_MEMORY:
+                raise self.failure(segment, rc, length)
+            self._reclaim(arena)
+            self.await_memory(segment, arena, ticket, length, rc, patience, deadline, timeout)
+
+    cdef int await_memory(self, Segment segment, Arena arena, uint32_t ticket, uint64_t length, int rc,
+                          int64_t patience, int64_t deadline, object timeout) except -1:
+        """Until somebody gives back a block of the arena. Other memory of the system is waited for a short time."""
+        cdef int64_t now = platform_now()
+        if rc == RING_NO_MEMORY and (arena.a.shared.live == 0 or now >= patience or now >= deadline):
+            raise _no_memory(length)
+        if self.best_effort:
+            segment.seg.shared.dropped += 1
+            raise MessageDropped("the arena is full, and this Socket sends by best effort: the message was dropped")
+        if now >= deadline:
+            raise Timeout(
+                f"the arena had no room for {length} bytes within {timeout} s: {arena.used} bytes are still in use by"
+                f" receivers, {self.arena_limit} is the limit (arena_limit)"
+            )
+        cdef int64_t look = _look_at(deadline, True)
+        with nogil:
+            arena_wait(&arena.a, ticket, look)
+        self.look_around(segment)
+        return 0
+
+    cdef Arena own_arena(self, Segment segment):
+        """Made when it is first needed."""
+        arena = self.peers.known.get((segment.seg.id.family, segment.seg.id.number))
+        if arena is None:
+            arena = Arena.obtain(segment.name, self.arena_limit)
+            self.remember_arena(segment, segment.seg.id, arena)
+        return arena
+
+    cdef int learn_arena(self, Segment segment, segment_id wanted) except -1:
+        """Maps an arena that a message refers to. One that is gone is remembered as that."""
+        if wanted.family == 0:
+            _holder()
+            return 0
+        try:
+            arena = Arena.open(Arena.name_for(_name_of(wanted)))
+        except (FileNotFoundError, BadMessage):
+            arena = None
+        return self.remember_arena(segment, wanted, arena)
+
+    cdef int remember_arena(self, Segment segment, segment_id its, Arena arena) except -1:
+        cdef _Peers peers = self.peers
+        if peers is None:
+            raise self.closed_error()
+        # Those that are closed are found again by their name, should there be another message of theirs.
+        known = {key: one for key, one in peers.known.items() if one is not None and not one.closed}
+        known[(its.family, its.number)] = arena
+        self.peers = _read_peers(segment, peers, known)
+        return 0
+
+    def _own_arena(self):
+        """This Socket's arena, or None if it never had one."""
+        cdef Segment segment = self.alive()
+        try:
+            return Arena.open(Arena.name_for(segment.name))
+        except FileNotFoundError:
+            return None
+
+    def _arena_used(self, Arena arena):
+        """Called when a block was taken: for the layer above, which looks after the arena."""
+
+    def _reclaim(self, Arena arena):
+        """Called when the arena is full: for the layer above, which finds out who is dead."""
+
+    def loan(self, Py_ssize_t nbytes, timeout=_unset):
+        """Memory to write a content into, that is then sent without a copy.
+
+        ``with sock.loan(n) as loan: fill(loan.buffer); loan.send()``
+
+        :param nbytes: size of the content.
+        :param timeout: seconds to wait for room in the arena; None waits for ever, 0 never waits.
+        :returns: a :class:`Loan` with a writable ``buffer`` (its bytes are those of an earlier use, not zeros), and
+            ``send``, ``send_all`` and ``send_to``.
+        :raises OutOfSharedMemory: no memory for it.
+        :raises Timeout, MessageDropped, Closed: as ``send``.
+        """
+        cdef Segment segment = self.alive()
+        cdef Loan loan = <Loan>Loan.__new__(Loan)
+        if nbytes < 0:
+            raise BadOption(f"a loan has 0 or more bytes, not {nbytes}")
+        if self.refuses_send:
+            raise NotSupported("this Socket was made with no_send=True: it only receives")
+        _check_length(nbytes)
+        loan.socket = self
+        if nbytes < LARGE or not self.arena_limit:
+            loan.buffer = memoryview(bytearray(nbytes))
+            return loan
+        if timeout is _unset:
+            timeout = self.send_timeout
+        loan.block = self.new_block(segment, nbytes, _deadline(timeout), timeout)
+        loan.block.writable = True
+        loan.buffer = memoryview(loan.block)
+        return loan
+
+    # --- sending to others ---
+
+    def send_to(self, destination, content, timeout=_unset):
+        """Sends along a path of pipes, as a received message's ``source`` gives it.
+
+        :param destination: pipe ids, nearest first.
+        :param content: anything with the buffer protocol.
+        :param timeout: seconds; None waits for ever, 0 never waits.
+        :raises BrokenPath: the first pipe is gone. (Later ones are found by the nodes they belong to.)
+        :raises Timeout, MessageDropped, ContentTooLong, Closed: as ``send``.
+        """
+        cdef message m
+        cdef Py_buffer view
+        cdef bytes path = _path_to(destination)
+        PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
+        try:
+            _check_length(view.len)
+            _describe(&m, SEND_TO_DEST, self.ttl, view.buf, view.len)
+            _set_paths(&m, b"", path)
+            self.deliver_by_type(&m, timeout, None)
+        finally:
+            PyBuffer_Release(&view)
+
+    def send_all(self, content, timeout=_unset):
+        """Sends to every peer that is connected now.
+
+        :param content: anything with the buffer protocol.
+        :param timeout: seconds for all together; None waits for ever, 0 never waits.
+        :returns: how many peers it went to.
+        :raises Timeout: some peers had no room in that time; its ``sent`` tells how many got it.
+        :raises ContentTooLong, Closed: as ``send``. With best effort, peers without room are left out.
+        """
+        cdef message m
+        cdef Py_buffer view
+        PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
+        try:
+            _check_length(view.len)
+            _describe(&m, SEND_TO_ALL, self.ttl, view.buf, view.len)
+            return self.deliver_to_all(&m, timeout, None)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int deliver_to_all(self, message *m, object timeout, Block content) except -1:
+        cdef Segment segment = self.alive()
+        cdef int64_t deadline
+        cdef int sent = 0, rc
+        cdef list later = []
+        if self.refuses_send:
+            raise NotSupported("this Socket was made with no_send=True: it only receives")
+        if timeout is _unset:
+            timeout = self.send_timeout
+        deadline = _deadline(timeout)
+        pipes = self.current_peers(segment).by_id
+        if content is None and m.length >= LARGE and self.arena_limit and pipes:
+            content = self.new_content(segment, m, deadline, timeout)
+        for number in pipes:
+            rc = self.try_pipe(segment, m, number, content)
+            if rc == RING_OK:
+                sent += 1
+            elif rc == RING_FULL and self.best_effort:
+                segment.seg.shared.dropped += 1
+            elif rc == RING_FULL:
+                later.append(number)
+        for number in later:
+            try:
+                self.push(segment, m, number, deadline, timeout, content.share() if content is not None else None)
+                sent += 1
+            except BrokenPath:
+                pass
+            except Timeout as error:
+                error.sent = sent
+                raise
+        return sent
+
+    cdef int try_pipe(self, Segment segment, const message *given, uint32_t pipe, Block content) except -1:
+        """RING_OK, RING_FULL, or SEND_NO_PATH when the peer is gone meanwhile."""
+        cdef uint8_t note_bytes[NOTE_SIZE]
+        cdef message m = given[0]
+        cdef _Peers peers
+        cdef int rc = SEND_STALE
+        if content is not None:
+            content = content.share()
+            content.describe(&m, note_bytes)
+        elif m.length < LONG_COPY:
+            rc = send_by_pipe(&segment.seg, self.current_peers(segment).list, pipe, &m, False)
+        while rc != RING_OK and rc != RING_FULL and rc != SEND_NO_PATH and rc != SEND_DISCARDED:
+            if rc == RING_TOO_LONG and content is None and self.arena_limit:
+                return self.try_pipe(segment, given, pipe, self.new_content(segment, given, 0, 0))
+            if rc != RING_BUSY:
+                self.recover(segment, rc, pipe, m.length)
+            peers = self.current_peers(segment)
+            with nogil:
+                rc = send_by_pipe(&segment.seg, peers.list, pipe, &m, True)
+        if rc == RING_OK and content is not None:
+            content.held = False
+        return RING_OK if rc == SEND_DISCARDED else rc
+
+    def send_msg(self, Message msg not None, timeout=_unset):
+        """Sends a message as it is, with its paths, flags and ttl: forwards it, as a switch does.
+
+        :raises MessageDropped: its ttl is used up (or no room, with best effort).
+        :raises BrokenPath: to a destination, and it has arrived already or the next pipe is gone.
+        :raises Timeout, ContentTooLong, Closed: as ``send``.
+        """
+        cdef message m
+        cdef Py_buffer view
+        if msg.ttl == 0:
+            raise MessageDropped("the message's ttl is used up: it came through too many nodes")
+        if msg.content is _released:
+            raise BadMessage("the message's content was released: send it before")
+        PyObject_GetBuffer(msg.content, &view, PyBUF_SIMPLE)
+        try:
+            _check_length(view.len)
+            _describe(&m, msg.flags, msg.ttl, view.buf, view.len)
+            _set_paths(&m, msg._source, msg._destination)
+            self.deliver_by_type(&m, timeout, msg.block)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int deliver_by_type(self, message *m, object timeout, Block content) except -1:
+        cdef int kind = m.flags & FLAG_SEND_TYPE
+        if kind == SEND_TO_ONE:
+            return self.deliver(m, 0, timeout, content)
+        if kind == SEND_TO_ALL:
+            return self.deliver_to_all(m, timeout, content)
+        if m.distance == 0:
+            raise BrokenPath("the message is for a destination and has arrived: there is no pipe to pass it on to")
+        cdef uint32_t pipe = get_u32(m.destination)
+        if pipe == 0:
+            raise BrokenPath("pipe 0 of the destination is gone, or never was: ids begin with 1")
+        return self.deliver(m, pipe, timeout, content)
+
+    # --- sending many ---
+
+    def send_many(self, contents, timeout=_unset):
+        """Sends each to one peer, like ``send``, but many with one call.
+
+        :param contents: iterable of contents.
+        :param timeout: seconds for all together; None waits for ever, 0 never waits.
+        :returns: how many: all.
+        :raises Timeout: its ``sent`` tells how many had been sent, from the first on.
+        :raises MessageDropped, ContentTooLong, Closed: as ``send``; those before had been sent.
+        """
+        cdef _Batch batch
+        cdef Py_ssize_t at = 0
+        cdef tuple items = tuple(contents)
+        cdef int64_t deadline
+        if timeout is _unset:
+            timeout = self.send_timeout
+        deadline = _deadline(timeout)
+        while at < len(items):
+            try:
+                self.fill(&batch, items, at)
+                if batch.row[0].length >= LARGE and self.arena_limit:
+                    at += self.deliver_large(&batch.row[0], deadline, timeout, at)
+                else:
+                    at += self.deliver_batch(&batch, deadline, timeout, at)
+            finally:
+                _empty(&batch)
+        return at
+
+    cdef int deliver_large(self, message *m, int64_t deadline, object timeout, Py_ssize_t before) except -1:
+        left = None if deadline == NEVER else max(0.0, (deadline - platform_now()) / 1e9)
+        try:
+            self.deliver(m, 0, left, None)
+        except Timeout as error:
+            error.sent = before
+            raise
+        return 1
+
+    cdef int fill(self, _Batch *batch, tuple items, Py_ssize_t at) except -1:
+        """Describes the next items, up to a batch."""
+        cdef Py_buffer *view
+        batch.n = 0
+        while batch.n < BATCH and at < len(items):
+            view = &batch.views[batch.n]
+            content = items[at]
+            batch.held[batch.n] = not PyBytes_CheckExact(content)
+            if not batch.held[batch.n]:
+                view.buf = PyBytes_AS_STRING(content)
+                view.len = PyBytes_GET_SIZE(content)
+            else:
+                PyObject_GetBuffer(content, view, PyBUF_SIMPLE)
+            batch.n += 1
+            _check_length(view.len)
+            _describe(&batch.row[batch.n - 1], SEND_TO_ONE, self.ttl, view.buf, view.len)
+            at += 1
+            if view.len < LONG_COPY:
+                continue
+            if view.len >= LARGE and batch.n > 1:
+                _drop_last(batch)  # it goes by itself
+            break
+        return 0
+
+    cdef int deliver_batch(self, _Batch *batch, int64_t deadline, object timeout, Py_ssize_t before) except -1:
+        cdef Segment segment = self.alive()
+        cdef _Peers peers
+        cdef unsigned done = 0
+        cdef uint32_t turn
+        cdef int rc
+        if self.refuses_send:
+            raise NotSupported("this Socket was made with no_send=True: it only receives")
+        if batch.row[batch.n - 1].length < LONG_COPY:
+            rc = send_row(&segment.seg, self.peers.list, &self.turn, batch.row, batch.n, &done, False)
+            if rc == RING_OK:
+                return done
+        while True:
+            peers = self.current_peers(segment)
+            turn = self.turn
+            with nogil:
+                rc = send_row(&segment.seg, peers.list, &turn, batch.row + done, batch.n - done, &done, True)
+            self.turn = turn
+            if rc == RING_OK:
+                return done
+            if rc == RING_FULL:
+                try:
+                    self.await_room(segment, peers, 0, &batch.row[done], deadline, timeout)
+                except Timeout as error:
+                    error.sent = before + done
+                    raise
+            elif rc == RING_TOO_LONG and self.arena_limit:
+                return done + self.deliver_large(&batch.row[done], deadline, timeout, before + done)
+            else:
+                self.recover(segment, rc, 0, batch.row[done].length)
+
+    # --- receiving ---
+
+    def recv(self, timeout=_unset):
+        """The next message's content. Any thread and process that has this Socket gets another message.
+
+        :param timeout: seconds; None waits for ever, 0 never waits. Default: the option ``recv_timeout``.
+        :raises Timeout: none came in that time.
+        :raises Closed: the Socket is closed, or the process that made it has ended.
+        """
+        return self.receive(False, True, timeout)
+
+    def _recv_content(self, timeout=_unset):
+        """Like ``recv``, but a large content is a memoryview on where it lies."""
+        return self.receive(False, False, timeout)
+
+    def recv_msg(self, timeout=_unset, *, bint copy=True):
+        """The next :class:`Message`, with its source path to answer to. Otherwise like ``recv``.
+
+        :param copy: False: the message's ``content`` is a read-only memoryview, and a large one lies where the sender
+            has put it. ``msg.release()``, leaving ``with msg:`` or garbage collection gives the memory back.
+        """
+        return self.receive(True, copy, timeout)
+
+    cdef object receive(self, bint as_message, bint copy, object timeout):
+        cdef Segment segment = self.alive()
+        cdef int64_t deadline = -1
+        cdef int rc
+        if self.refuses_recv:
+            raise NotSupported("this Socket was made with no_recv=True: it only sends")
+        while True:
+            taken = self.take(segment, as_message, copy, &rc)
+            if rc == RING_OK:
+                return taken
+            if deadline < 0:
+                if timeout is _unset:
+                    timeout = self.recv_timeout
+                deadline = _deadline(timeout)
+            self.await_message(segment, rc, deadline, timeout)
+
+    cdef object take(self, Segment segment, bint as_message, bint copy, int *rc):
+        """The next content or Message. None: *rc says why."""
+        taken = _take_one(&segment.seg.inbox, as_message, rc)
+        if rc[0] == TAKE_FAR:
+            return self.take_far(segment, as_message, copy, rc)
+        if rc[0] == RING_OK and as_message and not copy:
+            (<Message>taken).content = memoryview((<Message>taken).content)
+        return taken
+
+    cdef object take_far(self, Segment segment, bint as_message, bint copy, int *rc):
+        """The same for a content that lies in an arena. *rc is RING_EMPTY when somebody else has taken it."""
+        cdef ring *inbox = &segment.seg.inbox
+        cdef uint64_t holder = _holder()
+        cdef ring_reader reader
+        cdef record rec
+        cdef note n
+        cdef block b
+        cdef Arena arena = None
+        cdef int claimed
+        rc[0] = ring_enter(inbox, &reader, False)
+        if rc[0] != RING_OK:
+            return None
+        try:
+            rc[0] = _front(&reader, &rec)
+            if rc[0] != RING_OK or not record_note(inbox, &rec, &n):
+                rc[0] = RING_AGAIN if rc[0] == RING_OK else rc[0]
+                ring_leave(&reader)
+                return None
+            key = (n.arena.family, n.arena.number)
+            if key in self.peers.known:
+                arena = self.peers.known[key]
+                taken = _build(inbox, &rec, None, as_message)
+        except BaseException:
+            ring_leave(&reader)
+            raise
+        rc[0] = RING_AGAIN
+        if key not in self.peers.known:
+            ring_leave(&reader)
+            self.learn_arena(segment, n.arena)
+            return None
+        claimed = RING_CORRUPT
+        with nogil:
+            if arena is not None:
+                claimed = arena_claim(&arena.a, &n, holder, &b)
+            ring_pop(&reader, &rec)
+            ring_leave(&reader)
+        if claimed != RING_OK:
+            segment.seg.shared.dropped += 1
+            return None
+        content = _new_block(arena, &b)
+        if _is_spent(&rec):
+            return None
+        rc[0] = RING_OK
+        return _unpack(content, taken, as_message, copy)
+
+    cdef int await_message(self, Segment segment, int rc, int64_t deadline, object timeout) except -1:
+        cdef int why
+        if rc == RING_BUSY:
+            with nogil:
+                ring_await_consumers(&segment.seg.inbox)
+            return 0
+        if rc == RING_AGAIN:
+            return 0
+        if rc != RING_EMPTY:
+            raise self.failure(segment, rc, 0)
+        if deadline <= platform_now():
+            self.look_around(segment)
+            if ring_is_closed(&segment.seg.inbox):
+                raise self.closed_error()
+            raise Timeout(f"no message came within {timeout} s")
+        cdef int64_t look = _look_at(deadline, not self.is_here())
+        with nogil:
+            why = ring_wait_readable(&segment.seg.inbox, look)
+        if why != WAIT_WOKEN:
+            self.look_around(segment)
+        return 0
+
+    def recv_many(self, Py_ssize_t max_messages, timeout=_unset):
+        """Waits for one message and takes it with what else is there, up to ``max_messages`` contents, oldest first.
+
+        :param max_messages: at least 1.
+        :param timeout: seconds for the first; None waits for ever, 0 never waits.
+        :raises Timeout: none came in that time.
+        :raises Closed: as ``recv``.
+        """
+        cdef Segment segment = self.alive()
+        cdef int64_t deadline = -1
+        cdef list out = []
+        cdef int rc
+        if self.refuses_recv:
+            raise NotSupported("this Socket was made with no_recv=True: it only sends")
+        if max_messages < 1:
+            raise BadOption(f"max_messages is 1 or more, not {max_messages}")
+        while len(out) < max_messages:
+            rc = _take_short(&segment.seg.inbox, out, max_messages)
+            if rc == RING_OK and len(out) < max_messages:
+                one = self.take(segment, False, True, &rc)
+                if rc == RING_OK:
+                    out.append(one)
+            if rc == RING_OK:
+                continue
+            if out:
+                break
+            if deadline < 0:
+                if timeout is _unset:
+                    timeout = self.recv_timeout
+                deadline = _deadline(timeout)
+            self.await_message(segment, rc, deadline, timeout)
+        return out
+
+    def __iter__(self):
+        """Messages as they come, until the Socket is closed."""
+        return self
+
+    def __next__(self):
+        try:
+            return self.receive(True, True, None)
+        except Closed:
+            raise StopIteration from None
+
+    # --- the pipe table: for the connector, in the owner, under its lock ---
+
+    def _reserve_pipe(self):
+        """The id for a pipe that is being made; 0 when there is no place left."""
+        return pipe_reserve(&self.alive().seg)
+
+    def _open_pipe(self, uint32_t pipe, str peer not None, uint32_t peer_id):
+        """Lets messages through. peer: name of the segment they go to; empty when the peer discards all."""
+        cdef Segment segment = self.alive()
+        cdef bytes name = peer.encode("ascii")
+        if len(name) > 30:
+            raise BadMessage(f"{peer!r} is no name of a segment")
+        cdef const char *raw = name
+        with nogil:
+            pipe_open(&segment.seg, pipe, raw, peer_id)
+
+    def _release_pipe(self, uint32_t pipe):
+        cdef Segment segment = self.alive()
+        pipe_release(&segment.seg, pipe)
+
+    def _flush(self):
+        """Moves what is pending into pipes, as far as there is room. True: nothing is left."""
+        cdef Segment segment = self.alive()
+        cdef _Peers peers
+        cdef uint32_t turn = self.turn
+        cdef int rc
+        if ring_depth(&segment.seg.pending) == 0:
+            return True
+        while True:
+            peers = self.current_peers(segment)
+            with nogil:
+                rc = flush_pending(&segment.seg, peers.list, &turn, True)
+            if rc != SEND_NO_ARENA:
+                return rc == RING_OK
+            self.learn_arena(segment, send_missing_arena())
+
+    def _resend(self, Segment frozen not None, uint32_t peer_id, at):
+        """Sends to others what a peer that is gone had not received of a pipe's to-one messages.
+
+        :param at: where to go on; None at first.
+        :returns: where to go on, or None at the end.
+        """
+        cdef Segment segment = self.alive()
+        cdef _Peers peers
+        cdef uint64_t cursor = ring_frozen_start(&frozen.seg.inbox) if at is None else at
+        cdef uint32_t turn = self.turn
+        cdef int rc
+        if ring_depth(&frozen.seg.inbox) == 0:
+            return None
+        while True:
+            peers = self.current_peers(segment)
+            with nogil:
+                rc = resend_unreceived(&segment.seg, peers.list, &turn, &frozen.seg.inbox, peer_id, &cursor)
+            if rc != SEND_NO_ARENA:
+                return None if rc == RING_OK else cursor
+            self.learn_arena(segment, send_missing_arena())
+
+    def _release_orphans(self):
+        """In the closed Socket: gives back large contents in its inbox whose senders are gone."""
+        cdef Segment segment = self.alive()
+        cdef _Peers peers
+        cdef uint64_t cursor = ring_frozen_start(&segment.seg.inbox)
+        cdef int rc = SEND_NO_ARENA
+        while rc == SEND_NO_ARENA:
+            peers = self.current_peers(segment)
+            with nogil:
+                rc = release_orphans(&segment.seg, peers.list, &cursor)
+            if rc == SEND_NO_ARENA:
+                self.learn_arena(segment, send_missing_arena())
+
+    # --- counters ---
+
+    def stats(self):
+        """Counters of the Socket, over all its processes, read without stopping anybody.
+
+        ``received`` and ``sent`` messages since its creation, ``depth`` messages and ``used`` bytes in the inbox,
+        ``pending`` messages kept while nobody is connected, ``blocked`` waits of peers for room in the inbox,
+        ``dropped`` messages given up. Of its arena: ``arena_used`` bytes of large contents that are written, on their
+        way, or read; ``arena_memory`` bytes that it takes from the system.
+        """
+        cdef Segment segment = self.alive()
+        arena = self._own_arena()
+        if arena is not None and arena.used:
+            self._reclaim(arena)
+        cdef uint64_t sent = segment.seg.shared.sent_before
+        cdef uint32_t i
+        for i in range(1, min(segment.seg.shared.high + 1, 65536)):
+            if segment.seg.slots[i].id:
+                sent += segment.seg.slots[i].sent
+        cdef ring *inbox = &segment.seg.inbox
+        return {
+            "received": inbox.shared.popped,
+            "sent": sent,
+            "depth": ring_depth(inbox),
+            "used": ring_used(inbox),
+            "pending": ring_depth(&segment.seg.pending),
+            "blocked": inbox.shared.blocked,
+            "dropped": segment.seg.shared.dropped,
+            "arena_used": 0 if arena is None else arena.used,
+            "arena_memory": 0 if arena is None else arena.backed,
+        }
+
+
+cdef void _drop_last(_Batch *batch) noexcept:
+    batch.n -= 1
+    if batch.held[batch.n]:
+        PyBuffer_Release(&batch.views[batch.n])
+
+
+cdef void _empty(_Batch *batch) noexcept:
+    while batch.n:
+        _drop_last(batch)
+
+
+cdef bytes _path_to(object destination):
+    path = _encode_path(destination)
+    if not path:
+        raise BrokenPath("the destination is empty: there is no pipe to send through")
+    return path
+
+
+cdef int _back(Block content) except -1:
+    """Puts memory behind a new block, if need be that of other arenas. RING_OK or RING_NO_MEMORY."""
+    cdef int rc
+    with nogil:
+        rc = arena_back(&content.arena.a, &content.b)
+    if rc != RING_NO_MEMORY:
+        return rc
+    for arena in Arena.mapped():
+        arena.trim()
+    with nogil:
+        rc = arena_back(&content.arena.a, &content.b)
+    return rc
+
+
+cdef object _unpack(Block content, object message, bint as_message, bint copy):
+    """What is given for a content in a block, and the Message around it."""
+    if not copy and not as_message:
+        return memoryview(content)
+    if not copy:
+        (<Message>message).block = content
+        (<Message>message).content = memoryview(content)
+        return message
+    data = _new_bytes(content.b.length)
+    _copy_large(PyBytes_AS_STRING(data), content.b.data, content.b.length)
+    content.give_back()
+    if not as_message:
+        return data
+    (<Message>message).content = data
+    return message

@@ -1,0 +1,197 @@
+# What the binding uses of C.
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
+
+cdef extern from "stdatomic.h" nogil:
+    int memory_order_acquire
+    void atomic_thread_fence(int order)
+
+cdef extern from "unistd.h" nogil:
+    int c_close "close"(int fd)
+
+cdef extern from "sys/mman.h" nogil:
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void *addr, size_t length)
+    int PROT_READ, PROT_WRITE, MAP_SHARED
+    void *MAP_FAILED
+
+cdef extern from "platform.h" nogil:
+    const int64_t NEVER
+    int WAIT_WOKEN, WAIT_TIMEOUT, WAIT_SIGNAL
+    int64_t platform_now()
+    int platform_reserve(int fd, void *base, size_t offset, size_t length)
+    int platform_reserve_needs_fd()
+    uint32_t platform_fork_generation()
+    int platform_is_locked(int fd)
+    void platform_copy(void *to, const void *of, size_t n)
+    void platform_large_pages(void *start, size_t length)
+
+cdef extern from "cleanup.h" nogil:
+    int c_cleanup_add "cleanup_add"(const char *path)
+    void c_cleanup_remove "cleanup_remove"(const char *path)
+
+cdef extern from "codec.h" nogil:
+    const uint32_t META_SIZE, PATH_MAX_IDS
+    enum: NOTE_SIZE
+    int FLAG_SEND_TYPE, SEND_TO_ONE, SEND_TO_ALL, SEND_TO_DEST, FLAG_NO_SOURCE
+    ctypedef struct message:
+        uint8_t flags, ttl, hops, distance
+        uint32_t length
+        const uint8_t *source
+        const uint8_t *destination
+        const uint8_t *content
+        const uint8_t *note
+    void put_u32(uint8_t *out, uint32_t value)
+    uint32_t get_u32(const uint8_t *data)
+    uint64_t message_size(const message *m)
+    size_t message_encode_head(uint8_t *out, const message *m)
+    size_t message_decode(const uint8_t *data, size_t size, message *out)
+
+cdef extern from "ring.h" nogil:
+    int RING_OK, RING_EMPTY, RING_FULL, RING_BUSY, RING_CLOSED, RING_TOO_LONG, RING_NO_MEMORY, RING_CORRUPT
+    const uint64_t RING_MAX_BYTES
+    ctypedef struct ring_shared:
+        uint64_t blocked, pushed, popped
+    ctypedef struct ring:
+        ring_shared *shared
+        uint64_t capacity
+        uint32_t limit, longest
+    ctypedef struct ring_writer:
+        unsigned total
+    ctypedef struct ring_reader:
+        ring *r
+    ctypedef struct record:
+        uint32_t pipe
+        uint64_t at
+        bint is_far
+        message head
+    uint64_t ring_capacity(uint64_t)
+    int ring_init(ring_shared *shared, uint64_t capacity, uint32_t limit, uint32_t longest)
+    int ring_attach(ring *r, ring_shared *shared, uint8_t *data, uint64_t room, void *base, int fd)
+    uint64_t ring_max_message(const ring *r)
+    uint32_t ring_depth(const ring *r)
+    uint64_t ring_used(const ring *r)
+    bint ring_is_closed(const ring *r)
+    int ring_begin(ring *r, ring_writer *w, bint wait)
+    int ring_put(ring_writer *w, uint32_t pipe, const message *m)
+    void ring_publish(ring_writer *w)
+    void ring_end(ring_writer *w)
+    int ring_enter(ring *r, ring_reader *reader, bint wait)
+    int ring_front(ring_reader *reader, record *out)
+    void ring_pop(ring_reader *reader, const record *rec)
+    void ring_leave(ring_reader *reader)
+    void ring_copy(const ring *r, const record *rec, uint64_t offset, void *out, size_t n)
+    uint64_t record_content_at(const record *rec)
+    void ring_close(ring *r)
+    uint64_t ring_frozen_start(const ring *r)
+    int ring_wait_readable(ring *r, int64_t deadline)
+    int ring_wait_room(ring *r, const message *m, int64_t deadline)
+    void ring_await_consumers(ring *r)
+    void ring_set_spin(uint32_t ns)
+    uint32_t ring_get_spin()
+
+cdef extern from "arena.h" nogil:
+    const uint32_t ARENA_UNIT, ARENA_REFERENCES
+    int WHERE_NOWHERE, WHERE_PENDING
+    ctypedef struct segment_id:
+        uint64_t family
+        uint32_t number
+    ctypedef struct note:
+        segment_id arena
+        uint32_t reference, generation
+    ctypedef struct arena_shared:
+        uint64_t used, backed
+        uint32_t live
+    ctypedef struct arena:
+        arena_shared *shared
+        segment_id id
+    ctypedef struct block:
+        uint32_t reference, generation, length
+        uint8_t *data
+    ctypedef struct sighting:
+        uint64_t holder
+        segment_id ring, via
+        uint8_t where
+        bint is_held
+    void note_encode(uint8_t *out, const note *n)
+    uint64_t arena_size(uint64_t limit)
+    int arena_init(void *base, int fd, uint64_t limit, segment_id socket)
+    int arena_attach(arena *a, void *base, uint64_t size, int fd)
+    int arena_take(arena *a, uint32_t length, uint64_t holder, block *out)
+    int arena_back(arena *a, const block *b)
+    int arena_share(arena *a, const block *b, uint64_t holder, block *out)
+    bint arena_release(arena *a, const block *b)
+    int arena_claim(arena *a, const note *n, uint64_t holder, block *out)
+    void arena_trim(arena *a, uint64_t keep, uint64_t holder)
+    bint arena_rest(arena *a, uint64_t holder)
+    uint32_t arena_arm(arena *a)
+    int arena_wait(arena *a, uint32_t ticket, int64_t deadline)
+    unsigned arena_list(arena *a, sighting *out, unsigned most)
+    void arena_reclaim(arena *a, const sighting *seen)
+    int arena_settle(arena *a, ring *r, const sighting *seen, unsigned n)
+    void arena_forget(arena *a, segment_id ring, segment_id via)
+    bint arena_is_closed(const arena *a)
+    void arena_close(arena *a)
+    bint arena_is_empty(arena *a)
+
+cdef extern from "endpoint.h" nogil:
+    int SEND_STALE, SEND_NO_PATH, SEND_TIMEOUT, SEND_SIGNAL, SEND_NO_ARENA, SEND_DISCARDED, PIPE_OPEN
+    ctypedef struct pipe_slot:
+        uint32_t id, state, peer_id
+        uint64_t sent
+        char *peer
+    ctypedef struct segment_header:
+        uint64_t sent_before, dropped
+        uint32_t high
+    ctypedef struct segment:
+        segment_header *shared
+        pipe_slot *slots
+        ring inbox
+        ring pending
+        segment_id id
+    ctypedef struct peer:
+        uint32_t id
+        uint32_t peer_id
+        pipe_slot *slot
+        ring *inbox
+        segment_id segment
+    ctypedef struct known_arena:
+        segment_id id
+        arena *arena
+    ctypedef struct peer_list:
+        uint32_t version
+        uint32_t size
+        uint32_t receivers
+        peer *only
+        const known_arena *arenas
+        unsigned arena_count
+        peer **by_slot
+    ctypedef struct segment_plan:
+        segment_id id
+        uint64_t inbox_capacity, pending_capacity
+        uint32_t inbox_limit, pending_limit, longest
+    uint64_t segment_size(uint64_t inbox, uint64_t pending)
+    int segment_init(void *base, int fd, const segment_plan *plan)
+    int segment_attach(segment *seg, void *base, uint64_t size, int fd)
+    void segment_close(segment *seg)
+    bint segment_is_closed(const segment *seg)
+    uint32_t segment_version(const segment *seg)
+    uint32_t pipe_reserve(segment *seg)
+    void pipe_open(segment *seg, uint32_t id, const char *peer, uint32_t peer_id)
+    void pipe_release(segment *seg, uint32_t id)
+    pipe_slot *pipe_find(const segment *seg, uint32_t id)
+    int send_to_one(segment *seg, const peer_list *peers, uint32_t *turn, const message *m, bint wait_lock)
+    int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message *row, unsigned n, unsigned *done,
+                 bint wait_lock)
+    int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const message *m, bint wait_lock)
+    bint may_send(segment *seg, const peer_list *peers, uint32_t id, const message *m)
+    int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, const message *m, int64_t deadline)
+    segment_id send_missing_arena()
+    void set_arena_holder(uint64_t family)
+    uint64_t arena_holder()
+    bint record_note(const ring *r, const record *rec, note *out)
+    int release_orphans(segment *seg, const peer_list *peers, uint64_t *at)
+    int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bint wait_lock)
+    int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, const ring *frozen, uint32_t peer_id,
+                          uint64_t *at)
