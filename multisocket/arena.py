@@ -8,6 +8,7 @@ the system clears, for each of them.)
 from __future__ import annotations
 
 import os
+import threading
 
 from . import names
 from .background import background
@@ -18,6 +19,8 @@ PERIOD = 1.0
 """Seconds between two looks."""
 
 _tended: set[str] = set()
+# While memory is given back it is in use: whoever closes the arena waits for that.
+_looking = threading.Lock()
 
 
 def tend(arena: Arena) -> None:
@@ -30,9 +33,10 @@ def tend(arena: Arena) -> None:
 
 def _look_after(arena: Arena) -> None:
     reclaim(arena)
-    has_memory = arena.rest()
-    if arena.closed and arena.close():
-        has_memory = False
+    with _looking:
+        has_memory = arena.rest()
+        if arena.closed and arena.close():
+            has_memory = False
     if has_memory:
         background().call_later(PERIOD, lambda: _look_after(arena))
     else:
@@ -48,8 +52,16 @@ def reclaim(arena: Arena) -> None:
 def close(arena: Arena) -> None:
     """The arena's Socket is closed: once nobody uses a block any more, it is removed."""
     reclaim(arena)
-    if not arena.close():
+    with _looking:
+        is_removed = arena.close()
+    if not is_removed:
         tend(arena)
 
 
-os.register_at_fork(after_in_child=_tended.clear)
+def _forget_parents() -> None:
+    global _looking
+    _looking = threading.Lock()
+    _tended.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents)

@@ -32,7 +32,7 @@ class Socket(Endpoint):
     :param no_send: never send.
     :param recv_queue_size: messages that may wait to be received.
     :param recv_queue_bytes: bytes that may wait to be received; rounded up to a power of two. Not in memory until used.
-        One message of any size is always let in.
+        Two messages of any size are always let in.
     :param max_recv_content_length: bytes of a content that peers may send, at most 4 GiB.
     :param arena_limit: bytes of large contents that this Socket's messages may take, while they wait and while they
         are read in place; then ``send`` waits. A single larger one is let in when there is nothing else. 0: large

@@ -852,6 +852,9 @@ cdef class Endpoint:
                 rc = release_orphans(&segment.seg, peers.list, &cursor)
             if rc == SEND_NO_ARENA:
                 self.learn_arena(segment, send_missing_arena())
+        for arena in self.peers.known.values():
+            if arena is not None and arena.closed:
+                arena.close()  # it may have been the last
 
     # --- counters ---
 

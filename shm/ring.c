@@ -74,10 +74,10 @@ static uint64_t units_taken(const ring *r, const message *m, bool is_far)
     uint64_t units = units_for(message_size(m));
     if (!is_far)
         return units;
-    uint64_t least = units_written(m, true);
-    if (units < least)
-        return least;
-    return units < r->units ? units : r->units;
+    uint64_t most = r->units / 2, least = units_written(m, true);
+    if (units > most)
+        units = most;
+    return units < least ? least : units;
 }
 
 static uint64_t units_wanted(const ring *r, const message *m)

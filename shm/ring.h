@@ -27,8 +27,8 @@
  * padded to whole units.
  *
  * Far. Instead of the content, a record may hold a note of where it lies (RECORD_FAR set in the word of units). It takes
- * as many units as if the content were here, or the whole ring where that is less, though hardly any of them is
- * written: so a queue holds so many bytes of messages, wherever they lie, and one message of any size at least.
+ * as many units as if the content were here, or half of the ring where that is less, though hardly any of them is
+ * written: so a queue holds so many bytes of messages, wherever they lie, and two messages of any size at least.
  *
  * Idea of positions and record layout: Agrona's ring buffers; of the two cached cursors: Erik
  * Rigtorp's SPSCQueue. */

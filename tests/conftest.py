@@ -139,6 +139,21 @@ def connected(make_socket: Callable[..., ms.Socket], address: str, **options: An
     return server, client
 
 
+def in_small_memory(size: str, code: str) -> str:
+    """Runs Python code in a mount namespace of its own with a /dev/shm of that size; what it has printed."""
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if os.geteuid() == 0:
+        command.remove("--map-root-user")
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody make a mount namespace (unshare --mount)")
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$0" -c "$1"'
+    done = subprocess.run(
+        [*command, mount, sys.executable, code], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def _children() -> set[int]:
     """Child processes, but for multiprocessing's own servants."""
     found = set()
