@@ -7,6 +7,7 @@ the system clears, for each of them.)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -46,7 +47,8 @@ def _look_after(arena: Arena) -> None:
 def reclaim(arena: Arena) -> None:
     """Gives back what the dead held."""
     if arena.used:
-        sweep(arena, names.is_alive)
+        with contextlib.suppress(OSError):  # no descriptor is left to look at others: later
+            sweep(arena, names.is_alive)
 
 
 def close(arena: Arena) -> None:

@@ -146,6 +146,8 @@ class Dialer:
             return
         delay = self._wait
         self._wait = min(self._most, self._wait * random.uniform(1.1, 1.5))
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = background().call_later(delay, self.dial)
 
     def close(self) -> None:

@@ -129,7 +129,7 @@ cdef class Arena(_Mapping):
             return known
         try:
             memory = posix_ipc.SharedMemory(name)
-        except (posix_ipc.Error, OSError) as error:
+        except posix_ipc.ExistentialError as error:
             raise FileNotFoundError(f"there is no arena {name} ({error})") from None
         self = <Arena>Arena.__new__(Arena)
         self.map(memory)

@@ -79,8 +79,10 @@ cdef class Endpoint:
         if self.guard_fd < 0:
             try:
                 self.guard_fd = os.open(self.guard, os.O_RDWR | os.O_CLOEXEC)
-            except OSError:
+            except FileNotFoundError:
                 return False
+            except OSError:  # no descriptor is left: it cannot be told, so believe that it lives
+                return True
         return platform_is_locked(self.guard_fd)
 
     cdef Segment alive(self):
@@ -126,7 +128,10 @@ cdef class Endpoint:
         """Bytes of the largest content that some peer takes; without peers, that can be kept."""
         cdef uint64_t most = 0
         cdef _Peer one
-        for one in self.peers.by_id.values():
+        cdef _Peers peers = self.peers
+        if peers is None:  # another thread has closed it meanwhile
+            raise self.closed_error()
+        for one in peers.by_id.values():
             if one.p.inbox != NULL:
                 most = max(most, self.longest_of(one.p.inbox))
         return most or self.longest_of(&segment.seg.pending)
@@ -259,7 +264,7 @@ cdef class Endpoint:
             rc = wait_to_send(&segment.seg, peers.list, pipe, m, look)
         if rc != RING_OK:
             self.look_around(segment)
-        return 0
+        return PyErr_CheckSignals()
 
     cdef int await_taker(self, Segment segment, const message *m, uint32_t pipe, int64_t deadline,
                          object timeout) except -1:
@@ -333,6 +338,15 @@ cdef class Endpoint:
             arena = Arena.obtain(segment.name, self.arena_limit)
             self.remember_arena(segment, segment.seg.id, arena)
         return arena
+
+    cdef Arena known_arena(self, Segment segment, segment_id wanted):
+        """The arena that a message refers to; None when it is gone."""
+        key = (wanted.family, wanted.number)
+        peers = self.peers
+        if peers is not None and key in peers.known:
+            return peers.known[key]
+        self.learn_arena(segment, wanted)
+        return self.peers.known[key]
 
     cdef int learn_arena(self, Segment segment, segment_id wanted) except -1:
         """Maps an arena that a message refers to. One that is gone is remembered as that."""
@@ -680,30 +694,36 @@ cdef class Endpoint:
         cdef record rec
         cdef note n
         cdef block b
-        cdef Arena arena = None
-        cdef int claimed
+        cdef segment_id its
+        cdef Arena arena
+        cdef Message taken = <Message>Message.__new__(Message) if as_message else None
+        cdef int claimed = RING_CORRUPT
         rc[0] = ring_enter(inbox, &reader, False)
         if rc[0] != RING_OK:
             return None
-        try:
-            rc[0] = _front(&reader, &rec)
-            if rc[0] != RING_OK or not record_note(inbox, &rec, &n):
-                rc[0] = RING_AGAIN if rc[0] == RING_OK else rc[0]
-                ring_leave(&reader)
-                return None
-            key = (n.arena.family, n.arena.number)
-            if key in self.peers.known:
-                arena = self.peers.known[key]
-                taken = _build(inbox, &rec, None, as_message)
-        except BaseException:
-            ring_leave(&reader)
-            raise
-        rc[0] = RING_AGAIN
-        if key not in self.peers.known:
-            ring_leave(&reader)
-            self.learn_arena(segment, n.arena)
+        rc[0] = _front_note(&reader, &rec, &n)
+        ring_leave(&reader)
+        if rc[0] != RING_OK:
             return None
-        claimed = RING_CORRUPT
+        # Without the lock: a collection of garbage may begin here, and run anything.
+        its = n.arena
+        arena = self.known_arena(segment, its)
+        rc[0] = ring_enter(inbox, &reader, False)
+        if rc[0] != RING_OK:
+            return None
+        rc[0] = _front_note(&reader, &rec, &n)
+        if rc[0] == RING_OK and (n.arena.family != its.family or n.arena.number != its.number):
+            rc[0] = RING_AGAIN  # somebody else was faster
+        if rc[0] != RING_OK:
+            ring_leave(&reader)
+            return None
+        if as_message:
+            try:
+                _fill(inbox, &rec, taken)
+            except BaseException:
+                ring_leave(&reader)
+                raise
+        rc[0] = RING_AGAIN
         with nogil:
             if arena is not None:
                 claimed = arena_claim(&arena.a, &n, holder, &b)
@@ -759,7 +779,12 @@ cdef class Endpoint:
         while len(out) < max_messages:
             rc = _take_short(&segment.seg.inbox, out, max_messages)
             if rc == RING_OK and len(out) < max_messages:
-                one = self.take(segment, False, True, &rc)
+                try:
+                    one = self.take(segment, False, True, &rc)
+                except Exception:
+                    if not out:
+                        raise
+                    break  # what was taken is not lost; the error comes again
                 if rc == RING_OK:
                     out.append(one)
             if rc == RING_OK:

@@ -178,15 +178,6 @@ def decode(data):
 # What a received record becomes. None: it is dropped (its ttl is used up, or its path is as long as paths get).
 
 
-cdef Message _new_message(const record *rec):
-    """All but content and paths, with the hop to here counted."""
-    msg = <Message>Message.__new__(Message)
-    msg.flags = rec.head.flags
-    msg.ttl = rec.head.ttl - 1
-    msg.pipe_id = rec.pipe
-    return msg
-
-
 cdef int _read_paths(const ring *r, const record *rec, Message msg) except -1:
     """Prepends our own pipe to the source; drops our own from the destination, since it has come so far."""
     cdef bint named = not rec.head.flags & FLAG_NO_SOURCE

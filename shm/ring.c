@@ -116,6 +116,8 @@ int ring_attach(ring *r, ring_shared *shared, uint8_t *data, uint64_t room, void
     uint64_t capacity = shared->capacity;
     if (capacity != room || capacity < RING_MIN_BYTES || capacity > RING_MAX_BYTES || (capacity & (capacity - 1)))
         return RING_CORRUPT;
+    if (shared->limit == 0 || shared->limit > INT32_MAX)
+        return RING_CORRUPT;
     r->shared = shared;
     r->data = data;
     r->capacity = capacity;

@@ -11,13 +11,15 @@ cdef enum:
     RING_AGAIN = 201
 
 
-cdef inline object _build(const ring *r, const record *rec, object content, bint as_message):
-    if not as_message:
-        return content
-    msg = _new_message(rec)
-    _read_paths(r, rec, msg)
-    msg.content = content
-    return msg
+# Nothing that the garbage collector knows is made with a ring's lock held, or it might run anything: bytes only.
+
+
+cdef inline int _fill(const ring *r, const record *rec, Message msg) except -1:
+    """All but the content, with the hop to here counted."""
+    msg.flags = rec.head.flags
+    msg.ttl = rec.head.ttl - 1
+    msg.pipe_id = rec.pipe
+    return _read_paths(r, rec, msg)
 
 
 cdef inline int _front(ring_reader *reader, record *rec) noexcept:
@@ -30,12 +32,23 @@ cdef inline int _front(ring_reader *reader, record *rec) noexcept:
         ring_pop(reader, rec)
 
 
+cdef inline int _front_note(ring_reader *reader, record *rec, note *out) noexcept:
+    """The next record if its content lies in an arena, and the note of that; RING_AGAIN: it does not."""
+    cdef int rc = _front(reader, rec)
+    if rc == RING_OK and not record_note(reader.r, rec, out):
+        return RING_AGAIN
+    return rc
+
+
 cdef object _take_one(ring *r, bint as_message, int *rc):
     """The next record as bytes or Message. None: *rc says why."""
     cdef ring_reader reader
     cdef record rec
     cdef bytes content
     cdef char *out
+    cdef Message msg = None
+    if as_message and ring_depth(r):
+        msg = <Message>Message.__new__(Message)
     rc[0] = ring_enter(r, &reader, False)
     if rc[0] != RING_OK:
         return None
@@ -47,7 +60,13 @@ cdef object _take_one(ring *r, bint as_message, int *rc):
         return None
     try:
         content = PyBytes_FromStringAndSize(NULL, rec.head.length)
-        taken = _build(r, &rec, content, as_message)
+        taken = content
+        if as_message:
+            if msg is None:
+                msg = <Message>Message.__new__(Message)
+            msg.content = content
+            _fill(r, &rec, msg)
+            taken = msg
     except BaseException:
         ring_leave(&reader)
         raise
@@ -257,7 +276,12 @@ cdef class Ring:
         while len(out) < max_records:
             rc = _take_short(&self.r, out, max_records)
             if rc == RING_OK and len(out) < max_records:
-                one = _take_one(&self.r, False, &rc)
+                try:
+                    one = _take_one(&self.r, False, &rc)
+                except MemoryError:
+                    if not out:
+                        raise
+                    break  # what was taken is not lost
                 if rc == RING_OK:
                     out.append(one)
             if rc == RING_OK:

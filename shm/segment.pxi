@@ -52,7 +52,7 @@ cdef class Segment(_Mapping):
             return known
         try:
             memory = posix_ipc.SharedMemory(name)
-        except (posix_ipc.Error, OSError) as error:
+        except posix_ipc.ExistentialError as error:
             raise FileNotFoundError(f"shared memory {name} is gone: its Socket is closed ({error})") from None
         self = <Segment>Segment.__new__(Segment)
         self.map(memory)

@@ -250,6 +250,8 @@ class _Connection:
         background().watch(self._socket, self._readable)
 
     def _readable(self) -> None:
+        if self._closed:  # by its own time limit, in this very round
+            return
         try:
             data = self._socket.recv(_LONGEST_HELLO)
         except BlockingIOError:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import multisocket as ms
+from multisocket import names
 
 
 def state(*socks: ms.Socket) -> dict[str, int]:
@@ -17,7 +18,7 @@ def state(*socks: ms.Socket) -> dict[str, int]:
         "resident KiB": resident,
         "descriptors": len(os.listdir("/proc/self/fd")),
         "mappings of shared memory": Path("/proc/self/maps").read_text().count("/dev/shm/"),
-        "segments": sum(name.startswith("ms-") for name in os.listdir("/dev/shm")),
+        "segments": sum(name.startswith(names.prefix_of(socks[0]._name)) for name in os.listdir("/dev/shm")),
         "used": sum(sock.stats()["arena_used"] for sock in socks),
     }
 

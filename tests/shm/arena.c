@@ -1704,12 +1704,12 @@ static void test_spoilt_arena(void)
 {
     test_ring t;
     open_field(ARENA_LIMIT);
-    make_ring(&t, 4096, UINT32_MAX);
+    make_ring(&t, 4096, INT32_MAX);
     for (unsigned i = 0; i < scaled(400); i++) {
         rng g = rng_new(50000 + i);
         platform_discard(field.base, (size_t)data_start);
         fresh_field(ARENA_LIMIT);
-        attach_ring(&t, 4096, UINT32_MAX, t.r.fd);
+        attach_ring(&t, 4096, INT32_MAX, t.r.fd);
         for (unsigned k = 0; k < 32; k++)
             take_spoilt(&g);
         for (unsigned k = 0; k < 60; k++) {
