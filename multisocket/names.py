@@ -129,7 +129,7 @@ def _is_file(fd: int, path: str) -> bool:
 
 
 _family: _Family | None = None
-_family_lock = threading.Lock()
+_family_lock = threading.RLock()
 
 
 def _ours() -> _Family:
@@ -156,7 +156,7 @@ def leave() -> None:
 
 def _forget_parents() -> None:
     global _family, _family_lock
-    _family_lock = threading.Lock()
+    _family_lock = threading.RLock()
     if _family is not None:
         _family.forget()
         _family = None
@@ -268,8 +268,14 @@ def clean() -> list[str]:
 
 def clean_prefix(prefix: str) -> list[str]:
     """The same for one prefix; nothing happens while its process lives."""
-    if _family is not None and prefix == _family.prefix:
-        return []
+    # Or it might take the guard of this process, just made, for somebody else's.
+    with _family_lock:
+        if _family is not None and prefix == _family.prefix:
+            return []
+        return _clean_others(prefix)
+
+
+def _clean_others(prefix: str) -> list[str]:
     guard_path = _guard_path(prefix)
     try:
         guard = os.open(guard_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

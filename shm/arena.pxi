@@ -90,6 +90,9 @@ cdef class Arena(_Mapping):
     cdef arena a
     cdef readonly str name
 
+    def __init__(self):
+        raise TypeError("an arena is made with Arena.obtain or found with Arena.open")
+
     @staticmethod
     def name_for(str segment not None):
         """The name of a Socket's arena."""
@@ -304,6 +307,9 @@ cdef class Block:
     cdef block b
     cdef uint32_t generation
     cdef bint held, writable
+
+    def __init__(self):
+        raise TypeError("a block comes with a message or a loan")
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.b.data, self.b.length, not self.writable, flags)

@@ -666,12 +666,19 @@ int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, cons
     return RING_OK;
 }
 
+/* Closed, even if its pipe has not been removed here yet. */
+static bool is_gone(const segment *seg, const peer_list *peers, uint32_t id)
+{
+    const peer *p = peer_of(peers, id);
+    return !pipe_find(seg, id) || (p && p->inbox && ring_is_closed(p->inbox));
+}
+
 int release_orphans(segment *seg, const peer_list *peers, uint64_t *at)
 {
     record rec;
     uint64_t next = *at;
     while (ring_frozen_next(&seg->inbox, &next, &rec) == RING_OK) {
-        int rc = pipe_find(seg, rec.pipe) ? RING_OK : discard(peers, &seg->inbox, &rec);
+        int rc = is_gone(seg, peers, rec.pipe) ? discard(peers, &seg->inbox, &rec) : RING_OK;
         if (rc != RING_OK)
             return rc;
         *at = next;

@@ -186,7 +186,7 @@ static inline bool record_note(const ring *r, const record *rec, note *out)
     return true;
 }
 
-/* In a closed inbox: gives back what came by pipes that are gone, so that nobody will send it again. RING_OK or
+/* In a closed inbox: gives back what came from peers that are gone or closed, so that nobody will send it again. RING_OK or
  * SEND_NO_ARENA; *at as above. */
 int release_orphans(segment *seg, const peer_list *peers, uint64_t *at);
 

@@ -127,6 +127,9 @@ cdef class Ring:
     cdef ring r
     cdef readonly str name
 
+    def __init__(self):
+        raise TypeError("a ring is made with Ring.create or found with Ring.open")
+
     @staticmethod
     def create(str name not None, capacity=1 << 20, limit=None):
         """Makes a ring under a new name.

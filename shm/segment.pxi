@@ -10,6 +10,9 @@ cdef class Segment(_Mapping):
     cdef segment seg
     cdef readonly str name
 
+    def __init__(self):
+        raise TypeError("a segment is made with Segment.create or found with Segment.open")
+
     @staticmethod
     def create(str name not None, uint64_t inbox_bytes, uint32_t inbox_limit, uint32_t pending_limit,
                uint32_t longest=0xFFFFFFFF):

@@ -164,6 +164,7 @@ class _Bound:
 
     def __init__(self, address: Address, connector: Connector) -> None:
         self.address = str(address)
+        self._process = os.getpid()
         self._connector = connector
         self._path = _unix_path(address)
         self._socket = _new_socket()
@@ -214,6 +215,8 @@ class _Bound:
             background().watch(self._socket, self._accept)
 
     def close(self) -> None:
+        if self._process != os.getpid():  # inherited by fork: it is the parent's
+            return
         if not self._is_abstract:
             self._remove_file()
         # Closed by the thread that watches it, else it might watch a new descriptor of the same number.

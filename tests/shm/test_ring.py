@@ -217,3 +217,9 @@ def test_spin_is_tunable() -> None:
             shm.set_spin(2)
     finally:
         shm.set_spin(before)
+
+
+@pytest.mark.parametrize("kind", [shm.Ring, shm.Segment, shm.Arena])
+def test_they_are_not_made_directly(kind: type) -> None:
+    with pytest.raises(TypeError, match="found with"):
+        kind()

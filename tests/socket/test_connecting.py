@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 import multisocket as ms
-from conftest import DEADLINE, connected, wait_until
+from conftest import DEADLINE, Processes, connected, wait_until
 
 Make = Callable[..., ms.Socket]
 Pair = tuple[ms.Socket, ms.Socket]
@@ -351,3 +351,10 @@ def test_dialing_a_stranger(make_socket: Make, folder: Path, threads: Callable[.
             client.dial(f"ipc://{folder}/s")
         assert client.pipes == []
     os.unlink(f"{folder}/s")
+
+
+def test_a_child_of_fork_does_not_close_its_parents_listener(make_socket: Make, ipc: str, processes: Processes) -> None:
+    server, client = make_socket(), make_socket()
+    listener = server.listen(ipc)
+    processes.join(processes.start(listener.close))
+    client.dial(ipc)
