@@ -58,7 +58,7 @@ class _Family:
     def __init__(self) -> None:
         self.prefix, self._guard = _lock_new_guard()
         self.guard_path = _guard_path(self.prefix)
-        self.number = int(self.prefix.removeprefix("ms-"), 16)
+        self.number = reclaim.family_of(f"/{self.prefix}")
         self._numbers = itertools.count(1)
         self._paths: set[str] = set()
         self._lock = threading.Lock()

@@ -55,7 +55,7 @@ def _open_socket(name: str, lives: Lives) -> Segment | None:
 
 
 def family_of(name: str) -> int:
-    """The number in a name like ``/ms-<12 hex digits>-1``."""
+    """The number in a name that begins like ``/ms-<12 hex digits>``."""
     return int(name[4:16], 16)
 
 

@@ -244,15 +244,10 @@ cdef class Arena(_Mapping):
 
 cdef int _draft_arena(str name, segment_id socket, uint64_t limit) except -1:
     cdef _Mapping draft = _Mapping()
-    cdef int rc
     memory = _create_memory(name, arena_size(limit))
     try:
         draft.map(memory)
-        rc = arena_init(draft.base, draft.fd, limit, socket)
-        if rc == RING_NO_MEMORY:
-            raise _no_memory(ARENA_UNIT)
-        if rc != RING_OK:
-            raise NotSupported("this system has no robust process-shared mutexes")
+        _check_made(arena_init(draft.base, draft.fd, limit, socket), ARENA_UNIT)
     except BaseException:
         posix_ipc.unlink_shared_memory(name)
         raise

@@ -249,18 +249,28 @@ static int address_to(const segment *seg, const peer_list *peers, const message 
     return a ? arena_address(a, n.reference, n.generation, arena_holder(), to, where, seg->id) : RING_CORRUPT;
 }
 
+/* Takes over the content that a note tells of. SEND_NO_ARENA, or SEND_NO_PATH: it is gone. */
+static int claim(const peer_list *peers, const note *n, arena **a, block *b)
+{
+    int rc;
+    *a = arena_of(peers, n, &rc);
+    if (rc != RING_OK)
+        return rc;
+    return *a && arena_claim(*a, n, arena_holder(), b) == RING_OK ? RING_OK : SEND_NO_PATH;
+}
+
 /* Gives back the content of a record that nobody will get. */
 static int discard(const peer_list *peers, const ring *from, const record *rec)
 {
-    int rc;
     note n;
+    arena *a;
     block b;
     if (!record_note(from, rec, &n))
         return RING_OK;
-    arena *a = arena_of(peers, &n, &rc);
-    if (a && arena_claim(a, &n, arena_holder(), &b) == RING_OK)
+    int rc = claim(peers, &n, &a, &b);
+    if (rc == RING_OK)
         arena_release(a, &b);
-    return rc;
+    return rc == SEND_NO_ARENA ? rc : RING_OK;
 }
 
 /* ---- sending ---- */
@@ -542,19 +552,16 @@ int wait_to_send(segment *seg, const peer_list *peers, uint32_t id, const messag
 
 /* ---- moving messages that wait ---- */
 
-/* Takes over the content of a record that is passed on. SEND_NO_PATH: it is gone. */
+/* Takes over the content of a record that is passed on. */
 static int claim_for(const peer_list *peers, const message *m)
 {
+    note n;
+    arena *a;
+    block b;
     if (!m->note)
         return RING_OK;
-    int rc;
-    note n;
-    block b;
     note_decode(m->note, &n);
-    arena *a = arena_of(peers, &n, &rc);
-    if (rc != RING_OK)
-        return rc;
-    return a && arena_claim(a, &n, arena_holder(), &b) == RING_OK ? RING_OK : SEND_NO_PATH;
+    return claim(peers, &n, &a, &b);
 }
 
 /* Copies a record of another ring into a receiver's. `taken` removes it there just before it is published here: killed

@@ -91,6 +91,13 @@ cdef class Endpoint:
             raise Closed("this Socket is closed: make a new one")
         return segment
 
+    cdef Segment sending(self):
+        """The same for those who send."""
+        segment = self.alive()
+        if self.refuses_send:
+            raise NotSupported("this Socket was made with no_send=True: it only receives")
+        return segment
+
     cdef int look_around(self, Segment segment) except -1:
         """What a wait does between its slices: signals, and whether the owner still lives."""
         PyErr_CheckSignals()
@@ -176,10 +183,8 @@ cdef class Endpoint:
 
     cdef int deliver(self, message *m, uint32_t pipe, object timeout, Block content) except -1:
         """One message to one peer, or to the peer of a pipe. content: None, or the block that it lies in."""
-        cdef Segment segment = self.alive()
+        cdef Segment segment = self.sending()
         cdef int rc
-        if self.refuses_send:
-            raise NotSupported("this Socket was made with no_send=True: it only receives")
         if m.length < LONG_COPY and content is None:
             if pipe:
                 rc = send_by_pipe(&segment.seg, self.peers.list, pipe, m, False)
@@ -193,9 +198,14 @@ cdef class Endpoint:
         if content is not None:
             return self.push(segment, m, pipe, deadline, timeout, content.share())
         if m.length >= LARGE and self.arena_limit:
-            self.await_taker(segment, m, pipe, deadline, timeout)
-            content = self.new_content(segment, m, deadline, timeout)
-        return self.push(segment, m, pipe, deadline, timeout, content)
+            return self.push_large(segment, m, pipe, deadline, timeout)
+        return self.push(segment, m, pipe, deadline, timeout, None)
+
+    cdef int push_large(self, Segment segment, const message *m, uint32_t pipe, int64_t deadline,
+                        object timeout) except -1:
+        """Puts the content into the arena first."""
+        self.await_taker(segment, m, pipe, deadline, timeout)
+        return self.push(segment, m, pipe, deadline, timeout, self.new_content(segment, m, deadline, timeout))
 
     cdef int push(self, Segment segment, const message *given, uint32_t pipe, int64_t deadline, object timeout,
                   Block content) except -1:
@@ -395,12 +405,10 @@ cdef class Endpoint:
         :raises OutOfSharedMemory: no memory for it.
         :raises Timeout, MessageDropped, Closed: as ``send``.
         """
-        cdef Segment segment = self.alive()
+        cdef Segment segment = self.sending()
         cdef Loan loan = <Loan>Loan.__new__(Loan)
         if nbytes < 0:
             raise BadOption(f"a loan has 0 or more bytes, not {nbytes}")
-        if self.refuses_send:
-            raise NotSupported("this Socket was made with no_send=True: it only receives")
         _check_length(nbytes)
         loan.socket = self
         if nbytes < LARGE or not self.arena_limit:
@@ -456,12 +464,10 @@ cdef class Endpoint:
             PyBuffer_Release(&view)
 
     cdef int deliver_to_all(self, message *m, object timeout, Block content) except -1:
-        cdef Segment segment = self.alive()
+        cdef Segment segment = self.sending()
         cdef int64_t deadline
         cdef int sent = 0, rc
         cdef list later = []
-        if self.refuses_send:
-            raise NotSupported("this Socket was made with no_send=True: it only receives")
         if timeout is _unset:
             timeout = self.send_timeout
         deadline = _deadline(timeout)
@@ -574,10 +580,9 @@ cdef class Endpoint:
                 _empty(&batch)
         return at
 
-    cdef int deliver_large(self, message *m, int64_t deadline, object timeout, Py_ssize_t before) except -1:
-        left = None if deadline == NEVER else max(0.0, (deadline - platform_now()) / 1e9)
+    cdef int deliver_large(self, const message *m, int64_t deadline, object timeout, Py_ssize_t before) except -1:
         try:
-            self.deliver(m, 0, left, None)
+            self.push_large(self.sending(), m, 0, deadline, timeout)
         except Timeout as error:
             error.sent = before
             raise
@@ -608,13 +613,11 @@ cdef class Endpoint:
         return 0
 
     cdef int deliver_batch(self, _Batch *batch, int64_t deadline, object timeout, Py_ssize_t before) except -1:
-        cdef Segment segment = self.alive()
+        cdef Segment segment = self.sending()
         cdef _Peers peers
         cdef unsigned done = 0
         cdef uint32_t turn
         cdef int rc
-        if self.refuses_send:
-            raise NotSupported("this Socket was made with no_send=True: it only receives")
         if batch.row[batch.n - 1].length < LONG_COPY:
             rc = send_row(&segment.seg, self.peers.list, &self.turn, batch.row, batch.n, &done, False)
             if rc == RING_OK:
@@ -687,7 +690,7 @@ cdef class Endpoint:
         return taken
 
     cdef object take_far(self, Segment segment, bint as_message, bint copy, int *rc):
-        """The same for a content that lies in an arena. *rc is RING_EMPTY when somebody else has taken it."""
+        """The same for a content that lies in an arena. *rc is RING_AGAIN when somebody else has taken it."""
         cdef ring *inbox = &segment.seg.inbox
         cdef uint64_t holder = _holder()
         cdef ring_reader reader

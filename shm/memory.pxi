@@ -46,6 +46,15 @@ cdef object _create_memory(str name, uint64_t size):
         raise OutOfSharedMemory(f"could not create {size} bytes of shared memory named {name}: {error}") from error
 
 
+cdef int _check_made(int rc, uint64_t size) except -1:
+    """After a segment or an arena was initialised, which needs so many bytes."""
+    if rc == RING_NO_MEMORY:
+        raise _no_memory(size)
+    if rc != RING_OK:
+        raise NotSupported("this system has no robust process-shared mutexes")
+    return 0
+
+
 cdef object _no_memory(uint64_t size):
     try:
         stat = os.statvfs("/dev/shm")

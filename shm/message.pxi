@@ -175,7 +175,7 @@ def decode(data):
         PyBuffer_Release(&view)
 
 
-# What a received record becomes. None: it is dropped (its ttl is used up, or its path is as long as paths get).
+# What a received record becomes.
 
 
 cdef int _read_paths(const ring *r, const record *rec, Message msg) except -1:
@@ -198,4 +198,5 @@ cdef int _read_paths(const ring *r, const record *rec, Message msg) except -1:
 
 
 cdef bint _is_spent(const record *rec) noexcept nogil:
+    """It is dropped: its ttl is used up, or its path is as long as paths get."""
     return rec.head.ttl == 0 or (rec.head.hops == PATH_MAX_IDS and not rec.head.flags & FLAG_NO_SOURCE)

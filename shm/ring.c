@@ -62,10 +62,10 @@ static uint64_t units_for(uint64_t message_bytes)
     return (message_bytes - META_SIZE + RECORD_HEAD + RING_UNIT - 1) / RING_UNIT;
 }
 
-/* Units that are written. */
-static uint64_t units_written(const message *m, bool is_far)
+/* Units that a record with a note in place of its content needs at least. */
+static uint64_t units_with_note(const message *m)
 {
-    return units_for(message_size(m) - (is_far ? m->length : 0) + (is_far ? NOTE_SIZE : 0));
+    return units_for(message_size(m) - m->length + NOTE_SIZE);
 }
 
 /* Units that a record takes: see Far in ring.h. */
@@ -74,7 +74,7 @@ static uint64_t units_taken(const ring *r, const message *m, bool is_far)
     uint64_t units = units_for(message_size(m));
     if (!is_far)
         return units;
-    uint64_t most = r->units / 2, least = units_written(m, true);
+    uint64_t most = r->units / 2, least = units_with_note(m);
     if (units > most)
         units = most;
     return units < least ? least : units;
@@ -130,9 +130,14 @@ int ring_attach(ring *r, ring_shared *shared, uint8_t *data, uint64_t room, void
     return RING_OK;
 }
 
+static bool is_acceptable(const ring *r, const message *m, uint64_t units)
+{
+    return m->length <= r->longest && units <= r->units;
+}
+
 bool ring_takes(const ring *r, const message *m)
 {
-    return m->length <= r->longest && units_wanted(r, m) <= r->units;
+    return is_acceptable(r, m, units_wanted(r, m));
 }
 
 uint64_t ring_max_message(const ring *r)
@@ -163,7 +168,8 @@ static bool fits(const ring *r, uint64_t head, uint64_t tail, uint64_t units)
 
 static bool has_room_left(const ring *r, const message *m, uint32_t spare_units, uint32_t spare_records)
 {
-    if (ring_is_closed(r) || !ring_takes(r, m))
+    uint64_t units = units_wanted(r, m);
+    if (ring_is_closed(r) || !is_acceptable(r, m, units))
         return false;
     uint64_t head = load_head(r);
     uint64_t tail = load_tail(r);
@@ -171,7 +177,7 @@ static bool has_room_left(const ring *r, const message *m, uint32_t spare_units,
     uint32_t depth = records_between(head, tail);
     if (depth == 0) /* also while it is rewound, when used means nothing */
         return true;
-    return depth + spare_records < r->limit && used + spare_units + units_wanted(r, m) <= r->units;
+    return depth + spare_records < r->limit && used + spare_units + units <= r->units;
 }
 
 bool ring_has_room(const ring *r, const message *m)
@@ -349,7 +355,7 @@ int ring_put(ring_writer *w, uint32_t pipe, const message *m)
     ring *r = w->r;
     ring_shared *s = r->shared;
     uint64_t units = units_wanted(r, m);
-    if (units > r->units || m->length > r->longest)
+    if (!is_acceptable(r, m, units))
         return RING_TOO_LONG;
     uint64_t before = bytes_at(position_of(w->tail));
     if (before / RING_REWIND != (before + units * RING_UNIT) / RING_REWIND)
@@ -364,7 +370,7 @@ int ring_put(ring_writer *w, uint32_t pipe, const message *m)
             return RING_FULL;
     }
     uint64_t at = bytes_at(position_of(w->tail));
-    int rc = reserve(r, index_of(r, at), units_written(m, m->note != NULL) * RING_UNIT);
+    int rc = reserve(r, index_of(r, at), (m->note ? units_with_note(m) : units) * RING_UNIT);
     if (rc != RING_OK)
         return rc;
     CRASH_POINT("put: before the record is written");

@@ -29,14 +29,9 @@ cdef class Segment(_Mapping):
         plan.longest = longest
         memory = _create_memory(name, segment_size(capacity, capacity))
         self = <Segment>Segment.__new__(Segment)
-        cdef int rc
         try:
             self.map(memory)
-            rc = segment_init(self.base, self.fd, &plan)
-            if rc == RING_NO_MEMORY:
-                raise _no_memory(4096)
-            if rc != RING_OK:
-                raise NotSupported("this system has no robust process-shared mutexes")
+            _check_made(segment_init(self.base, self.fd, &plan), 4096)
             self.attach(name)
         except BaseException:
             posix_ipc.unlink_shared_memory(name)

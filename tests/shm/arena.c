@@ -19,25 +19,6 @@ static unsigned scaled(unsigned n)
     return many < 1 ? 1 : (unsigned)many;
 }
 
-static void *allocate(size_t size)
-{
-    void *memory = calloc(1, size ? size : 1);
-    CHECK(memory, "no memory");
-    return memory;
-}
-
-static pthread_t start(void *(*run)(void *), void *arg)
-{
-    pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, run, arg) == 0, "no thread");
-    return thread;
-}
-
-static void join(pthread_t thread)
-{
-    CHECK(pthread_join(thread, NULL) == 0, "no thread to wait for");
-}
-
 /* It takes a lock for held for ever whose holder died, whatever becomes of it. */
 #ifdef __SANITIZE_THREAD__
 #define IS_THREAD_SANITIZER true
@@ -818,22 +799,8 @@ static int point_called(const char *name)
 
 static void check_source(const char *path)
 {
-    static const char mark[] = "CRASH_POINT(\"";
-    char line[512];
     bool found[POINTS] = {false};
-    FILE *source = fopen(path, "r");
-    CHECK(source, "cannot read %s", path);
-    while (fgets(line, sizeof line, source)) {
-        char *name = strstr(line, mark);
-        if (!name)
-            continue;
-        name += sizeof mark - 1;
-        name[strcspn(name, "\"")] = 0;
-        int at = point_called(name);
-        CHECK(at >= 0 && points[at].in_arena, "'%s' of %s is not in the table of points", name, path);
-        found[at] = true;
-    }
-    fclose(source);
+    find_points(path, point_called, found);
     for (int i = 0; i < POINTS; i++)
         CHECK(found[i] == points[i].in_arena, "'%s' is not in %s", points[i].name, path);
 }
@@ -1763,12 +1730,7 @@ int main(int argc, char **argv)
             continue;
         if (argc > 4 && strcmp(argv[4], tests[i].name) != 0)
             continue;
-        int64_t began = platform_now();
-        test_name = tests[i].name;
-        give_time(30);
-        tests[i].run();
-        printf("%-18s %6.2f s\n", tests[i].name, (double)(platform_now() - began) / 1e9);
-        fflush(stdout);
+        run_test(tests[i].name, tests[i].run, 30);
     }
     return 0;
 }

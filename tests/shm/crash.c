@@ -752,22 +752,8 @@ static void kill_at_random(unsigned kills)
 
 static void check_source(const char *path)
 {
-    static const char mark[] = "CRASH_POINT(\"";
-    char line[512];
     bool found[POINTS] = {false};
-    FILE *source = fopen(path, "r");
-    CHECK(source, "cannot read %s", path);
-    while (fgets(line, sizeof line, source)) {
-        char *name = strstr(line, mark);
-        if (!name)
-            continue;
-        name += sizeof mark - 1;
-        name[strcspn(name, "\"")] = 0;
-        int at = point_called(name);
-        CHECK(at >= 0, "'%s' of %s is not in the table of points", name, path);
-        found[at] = true;
-    }
-    fclose(source);
+    find_points(path, point_called, found);
     for (int i = 0; i < POINTS; i++)
         CHECK(found[i], "'%s' is not in %s", points[i].name, path);
 }

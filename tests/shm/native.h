@@ -66,6 +66,59 @@ static inline int64_t soon(int64_t ns)
     return platform_now() + ns;
 }
 
+/* ---- memory and threads ---- */
+
+static inline void *allocate(size_t size)
+{
+    void *memory = calloc(1, size ? size : 1);
+    CHECK(memory, "no memory");
+    return memory;
+}
+
+static inline pthread_t start(void *(*run)(void *), void *arg)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, run, arg) == 0, "no thread");
+    return thread;
+}
+
+static inline void join(pthread_t thread)
+{
+    CHECK(pthread_join(thread, NULL) == 0, "no thread to wait for");
+}
+
+/* ---- running ---- */
+
+static inline void run_test(const char *name, void (*run)(void), unsigned seconds)
+{
+    int64_t began = platform_now();
+    test_name = name;
+    give_time(seconds);
+    run();
+    printf("%-18s %6.2f s\n", name, (double)(platform_now() - began) / 1e9);
+    fflush(stdout);
+}
+
+/* Marks the CRASH_POINTs of a source file as found. point_called: the place of a name in the test's table, or -1. */
+static inline void find_points(const char *path, int (*point_called)(const char *), bool *found)
+{
+    static const char mark[] = "CRASH_POINT(\"";
+    char line[512];
+    FILE *source = fopen(path, "r");
+    CHECK(source, "cannot read %s", path);
+    while (fgets(line, sizeof line, source)) {
+        char *name = strstr(line, mark);
+        if (!name)
+            continue;
+        name += sizeof mark - 1;
+        name[strcspn(name, "\"")] = 0;
+        int at = point_called(name);
+        CHECK(at >= 0, "'%s' of %s is not in the table of points", name, path);
+        found[at] = true;
+    }
+    fclose(source);
+}
+
 /* ---- random numbers: splitmix64 ---- */
 
 typedef struct {

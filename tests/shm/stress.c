@@ -15,25 +15,6 @@ static unsigned scaled(unsigned n)
     return many < 1 ? 1 : (unsigned)many;
 }
 
-static pthread_t start(void *(*run)(void *), void *arg)
-{
-    pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, run, arg) == 0, "no thread");
-    return thread;
-}
-
-static void join(pthread_t thread)
-{
-    CHECK(pthread_join(thread, NULL) == 0, "no thread to wait for");
-}
-
-static void *allocate(size_t size)
-{
-    void *memory = calloc(1, size ? size : 1);
-    CHECK(memory, "no memory");
-    return memory;
-}
-
 static uint64_t number_of(unsigned producer, unsigned sequence)
 {
     return (uint64_t)producer << 32 | sequence;
@@ -1629,12 +1610,7 @@ int main(int argc, char **argv)
     for (unsigned i = 0; scale > 0 && i < sizeof tests / sizeof tests[0]; i++) {
         if (argc > 3 && strcmp(argv[3], tests[i].name) != 0)
             continue;
-        int64_t began = platform_now();
-        test_name = tests[i].name;
-        give_time(120);
-        tests[i].run();
-        printf("%-18s %6.2f s\n", tests[i].name, (double)(platform_now() - began) / 1e9);
-        fflush(stdout);
+        run_test(tests[i].name, tests[i].run, 120);
     }
     return 0;
 }
