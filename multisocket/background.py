@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 log = logging.getLogger("multisocket")
 
@@ -38,21 +39,34 @@ class Timer:
             call()
 
 
-class Background:
-    """The thread with what it waits for."""
+class HasFileno(Protocol):
+    """What can be watched."""
 
-    def __init__(self) -> None:
+    def fileno(self) -> int:
+        """Its file descriptor."""
+
+
+Call = Callable[[], None]
+
+
+class Background:
+    """The thread with what it waits for.
+
+    :param name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ, self._drain_wakes)
+        self._selector.register(self._woken, selectors.EVENT_READ, (self._drain_wakes, None))
         self._soon: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self._watched: set[socket.socket] = set()
+        self._watched: dict[HasFileno, int] = {}
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="multisocket", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -75,22 +89,31 @@ class Background:
 
     # In the thread only:
 
-    def watch(self, connection: socket.socket, on_readable: Callable[[], None]) -> None:
-        """Calls ``on_readable`` whenever there is something to read, or the end of it."""
-        self._watched.add(connection)
-        self._selector.register(connection, selectors.EVENT_READ, on_readable)
+    def watch(self, connection: HasFileno, on_readable: Call | None, on_writable: Call | None = None) -> None:
+        """Calls ``on_readable`` whenever there is something to read, or the end of it, ``on_writable`` whenever
+        something can be written."""
+        events = (selectors.EVENT_READ if on_readable else 0) | (selectors.EVENT_WRITE if on_writable else 0)
+        descriptor = connection.fileno()
+        self._selector.register(descriptor, events, (on_readable, on_writable))
+        self._watched[connection] = descriptor
 
-    def unwatch(self, connection: socket.socket) -> None:
+    def unwatch(self, connection: HasFileno) -> None:
         """Takes back :meth:`watch`; nothing happens if it was not watched."""
-        self._watched.discard(connection)
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(connection)
+        descriptor = self._watched.pop(connection, None)
+        if descriptor is None:
+            return
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            self._selector.unregister(descriptor)
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, _ in self._selector.select(self._until_next_timer()):
-                _guarded(key.data)
-            while self._soon:
+            for key, events in self._selector.select(self._until_next_timer()):
+                on_readable, on_writable = key.data
+                if events & selectors.EVENT_READ and on_readable is not None:
+                    _guarded(on_readable)
+                elif on_writable is not None:
+                    _guarded(on_writable)
+            for _ in range(len(self._soon)):  # what these add comes after a look at the descriptors
                 _guarded(self._soon.popleft())
             self._fire_timers()
 
@@ -118,9 +141,12 @@ class Background:
     def abandon(self) -> None:
         """In a forked child: the thread is the parent's. Gives up the copies of its descriptors, without a word to the
         other ends: a peer must see the parent's death although the child lives on."""
-        for connection in [*self._watched, self._wake, self._woken]:
+        # Their numbers stay taken, as others may still close them.
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for descriptor in [*self._watched.values(), self._wake.fileno(), self._woken.fileno()]:
             with contextlib.suppress(OSError):
-                os.close(connection.detach())
+                os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
         self._selector.close()
 
 
@@ -131,39 +157,48 @@ def _guarded(call: Callable[[], None]) -> None:
         log.exception("an error in the background thread")
 
 
-_current: Background | None = None
+_threads: dict[str, Background] = {}
 _lock = threading.Lock()
 
 
 def background() -> Background:
     """The thread of this process; it is started now if there is none."""
-    global _current
+    return _thread("multisocket")
+
+
+def mover() -> Background:
+    """A second one, for connections whose bytes go through Python: they keep it busy."""
+    return _thread("multisocket-mover")
+
+
+def _thread(name: str) -> Background:
     with _lock:
-        if _current is None:
-            _current = Background()
-        return _current
+        if name not in _threads:
+            _threads[name] = Background(name)
+        return _threads[name]
 
 
 def stop() -> None:
-    """Ends the thread, if there is one."""
-    global _current
+    """Ends the threads, if there are any."""
     with _lock:
-        current, _current = _current, None
-    if current is not None:
-        current.stop()
+        threads = list(_threads.values())
+        _threads.clear()
+    for thread in threads:
+        thread.stop()
 
 
 def is_background_thread() -> bool:
-    """Whether the caller runs in the thread, and so must not wait for it."""
-    return _current is not None and _current.is_current_thread
+    """Whether the caller runs in one of the threads, and so must not wait for them."""
+    return any(thread.is_current_thread for thread in list(_threads.values()))
 
 
 def _after_fork() -> None:
-    global _current, _lock
+    global _lock
     _lock = threading.Lock()
-    current, _current = _current, None
-    if current is not None:
-        current.abandon()
+    threads = list(_threads.values())
+    _threads.clear()
+    for thread in threads:
+        thread.abandon()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -13,7 +13,8 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -23,17 +24,24 @@ from . import arena, names, transport
 from .address import Address, parse
 from .background import Timer, background, is_background_thread
 from .errors import BadAddress, BadMessage, Closed, ConnectionRefused, Error, NotSupported, Timeout
-from .options import DIALER, LISTENER, from_address, resolve
-from .shm import Arena, Endpoint, Segment
+from .options import DIALER, LISTENER, Option, from_address, resolve
+from .shm import Arena, Endpoint, Segment, Wire
 from .transport.hello import Hello, Link
+from .transport.network import LINGER, WireLink
 
 log = logging.getLogger("multisocket")
 
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds for a peer to say hello."""
 
+# While it waits for what is to be sent, it looks so often, seconds.
+_LOOK_TIME = 0.005
+
 # How soon messages that found no room are tried again, seconds.
 _RESEND_TIME = 0.01
+
+# Messages that an outbox holds at most; its bytes are an option.
+_OUTBOX_MESSAGES = 65536
 
 # After a peer died, its process may take this long to be gone for good, seconds.
 _BURIAL_TIMES = (0.05, 0.5, 2.0)
@@ -46,15 +54,19 @@ class Pipe:
     :param id: of the pipe in this Socket: how ``close_pipe`` and paths call it.
     :param address: that was dialed or listened on, without options.
     :param dialed: whether this side has dialed.
-    :param peer_pid: process id of the peer's Socket's owner, as the peer says (or the kernel, over ipc).
+    :param peer_pid: process id of the peer's Socket's owner, as the peer says (or the kernel, over ipc); 0 for one
+        that is reached by a network.
+    :param peer_address: of the other end, like ``192.0.2.7:51712``; empty where there is none.
     """
 
     id: int
     address: str
     dialed: bool
     peer_pid: int
+    peer_address: str
     _hello: Hello = field(repr=False, compare=False)
     _segment: Segment = field(repr=False, compare=False)
+    """Where messages to the peer wait: the peer's own, or an outbox of ours."""
     _link: Link = field(repr=False, compare=False)
     _dialer: Dialer | None = field(repr=False, compare=False)
 
@@ -71,9 +83,9 @@ class _Unreceived:
 class Listener:
     """Accepts connections at an address until it is closed; its pipes live on then."""
 
-    def __init__(self, connector: Connector, address: Address) -> None:
+    def __init__(self, connector: Connector, address: Address, options: Mapping[str, Any]) -> None:
         self._connector = connector
-        self._bound = transport.find(address).listen(address, connector)
+        self._bound = transport.find(address).listen(address, connector, options)
         self.address: str = self._bound.address
         """The bound address."""
         self.asked = str(address)
@@ -90,6 +102,8 @@ class Dialer:
     def __init__(self, connector: Connector, address: Address, options: dict[str, Any]) -> None:
         self._connector = connector
         self._address = address
+        self.options = options
+        """All that were given, or their defaults."""
         self._reconnect: bool = options["reconnect"]
         self._least: float = options["min_reconnect_time"]
         self._most: float = options["max_reconnect_time"]
@@ -195,9 +209,9 @@ class Connector:
     def listen(self, text: str, **given: Any) -> Listener:
         """See :meth:`multisocket.Socket.listen`."""
         address = _addressed(text, "listen")
-        resolve(LISTENER, {**from_address(LISTENER, address.options), **given})
+        options = _resolve(LISTENER, address, given)
         self._require_open()
-        listener = Listener(self, address)
+        listener = Listener(self, address, options)
         with self._lock:
             self._listeners.append(listener)
         return listener
@@ -205,8 +219,7 @@ class Connector:
     def dial(self, text: str, **given: Any) -> Dialer:
         """See :meth:`multisocket.Socket.dial`."""
         address = _addressed(text, "dial")
-        options = resolve(DIALER, {**from_address(DIALER, address.options), **given})
-        transport.find(address)
+        options = _resolve(DIALER, address, given)
         self._require_open()
         dialer = Dialer(self, address, options)
         with self._lock:
@@ -247,22 +260,28 @@ class Connector:
 
     def close(self, drain: float) -> None:
         """Ends everything. First, for up to ``drain`` seconds, waits until what is to be sent has been."""
-        if drain > 0:
-            with self._settled:
-                self._settled.wait_for(self._is_drained, drain)
+        end = time.monotonic() + drain
+        self._wait(self._is_drained, end)
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._unreceived.clear()
             ends: list[Any] = [*self._listeners, *self._dialers]
-        for end in ends:
-            end.close()
+        for one in ends:
+            one.close()
         self._segment.close()
         self._endpoint._release_orphans()
+        links = [pipe._link for pipe in self.pipes]
         for pipe in self.pipes:
             self._remove(pipe)
-            pipe._link.close()
+        for link in links:
+            if isinstance(link, WireLink):
+                link.close(max(0.0, end - time.monotonic()) if drain > 0 else 0.0)
+            else:
+                link.close()
+        if not is_background_thread():
+            self._wait(lambda: all(link.is_gone for link in links if isinstance(link, WireLink)), max(end, time.monotonic() + 1.0))
         own = self._endpoint._own_arena()
         if own is not None:
             arena.close(own)
@@ -270,11 +289,21 @@ class Connector:
     def _is_drained(self) -> bool:
         """Nothing is left to send, or nobody is there who could take it."""
         if self._settle():
-            return True
+            return all(pipe._link.wire.is_idle for pipe in self.pipes if isinstance(pipe._link, WireLink))
         if self._pipes:
             return False
         # What a peer that is gone had not received was delivered once: it is not waited for.
         return not (self._endpoint.stats()["pending"] and (self._dialers or self._listeners))
+
+    def _wait(self, condition: Callable[[], bool], end: float) -> None:
+        with self._settled:
+            while not condition() and (left := end - time.monotonic()) > 0:
+                self._settled.wait(min(left, _LOOK_TIME))
+
+    def link_is_gone(self) -> None:
+        """A connection is closed for good."""
+        with self._settled:
+            self._settled.notify_all()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -331,6 +360,73 @@ class Connector:
         self._tell("open", pipe)
         self._settle()
 
+    def open_wire(
+        self,
+        ours: Hello,
+        link: WireLink,
+        address: str,
+        peer: str,
+        options: Mapping[str, Any],
+        dialer: Dialer | None,
+    ) -> None:
+        """Opens a reserved pipe to a peer that is reached by a connection. On an error it is withdrawn.
+
+        :raises ConnectionRefused: the negotiator refuses.
+        :raises OutOfSharedMemory: no memory for its outbox.
+        """
+        outbox = None
+        try:
+            outbox = names.new_segment(options["send_queue_bytes"], _OUTBOX_MESSAGES, 1, 0xFFFFFFFF)
+            wire = self._make_wire(ours.pipe, outbox, options)
+            hello = Hello(outbox.name, ours.pipe, True, 0)
+            pipe = Pipe(ours.pipe, address, dialer is not None, 0, peer, hello, outbox, link, dialer)
+            self._negotiate(pipe)
+            with self._lock:
+                self._require_open()
+                self._endpoint._open_pipe(pipe.id, outbox.name, pipe.id, wire)
+                self._pipes[pipe.id] = pipe
+                self._reserved -= 1
+        except BaseException:
+            if outbox is not None:
+                names.remove_segment(outbox.name)
+            self.withdraw(ours)
+            raise
+        try:
+            link.begin(wire)
+        except BaseException:
+            outbox.close()
+            self._remove(pipe)
+            raise
+        self._tell("open", pipe)
+        self._settle()
+
+    def _make_wire(self, pipe: int, outbox: Segment, options: Mapping[str, Any]) -> Wire:
+        return Wire(
+            self._segment,
+            outbox,
+            pipe,
+            receives=self._receives,
+            most=options["max_recv_content_length"],
+            chunk=options["raw_recv_buffer_size"] if options["raw"] else 0,
+            keeps_half=not options["close_on_eof"],
+            arena=self._endpoint._arena_for_wires() if self._receives else None,
+        )
+
+    def broken(self, pipe_id: int, reason: str, *, of: WireLink) -> None:
+        """The connection behind a pipe has ended, or must end. What it had not taken goes to others."""
+        with self._lock:
+            pipe = self._pipes.get(pipe_id)
+        if pipe is None or pipe._link is not of:
+            of.close(0.0)
+            return
+        log.info("pipe %d with %s at %s is closed: %s", pipe.id, pipe.peer_address, pipe.address, reason)
+        is_raw = bool(of.options["raw"])
+        if not is_raw:
+            pipe._segment.close()
+        self._remove(pipe)
+        # A raw peer that has only sent all it wants to say still gets its answer.
+        of.close(LINGER if is_raw else 0.0)
+
     def ended(self, pipe_id: int, *, died: bool) -> None:
         """The connection behind a pipe is gone. died: without a word of good-bye, so its process is gone too."""
         with self._lock:
@@ -349,7 +445,7 @@ class Connector:
             segment = Segment.open(theirs.segment)
         except (FileNotFoundError, BadMessage, OSError) as error:
             raise ConnectionRefused(f"the peer's shared memory cannot be used: {error}") from error
-        return Pipe(ours.pipe, address, dialer is not None, theirs.pid, theirs, segment, link, dialer)
+        return Pipe(ours.pipe, address, dialer is not None, theirs.pid, "", theirs, segment, link, dialer)
 
     def _negotiate(self, pipe: Pipe) -> None:
         if self.negotiator is None:
@@ -366,6 +462,8 @@ class Connector:
             if self._pipes.pop(pipe.id, None) is None:
                 return
             self._endpoint._release_pipe(pipe.id)
+        if isinstance(pipe._link, WireLink):
+            names.remove_segment(pipe._segment.name)
         if pipe._hello.receives and pipe._segment.closed and not self._closed:
             with self._lock:
                 self._unreceived.append(_Unreceived(pipe._segment, pipe._hello.pipe))
@@ -424,6 +522,12 @@ class Connector:
             return
         for one in Arena.mapped():
             one.forget(gone.name, self._segment.name)
+
+
+def _resolve(known: Mapping[str, Option], address: Address, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for an address: those that all have, and those of its transport."""
+    known = {**known, **transport.find(address).options}
+    return resolve(known, {**from_address(known, address.options), **given})
 
 
 def _addressed(text: str, direction: str) -> Address:

@@ -78,7 +78,7 @@ SOCKET: Mapping[str, Option] = {
     "no_recv": flag(False),
     "no_send": flag(False),
     "recv_queue_size": whole(65536, 1, _MOST, "messages"),
-    "recv_queue_bytes": whole(4 << 20, 4096, 32 << 30, "bytes"),
+    "recv_queue_bytes": whole(4 << 20, 4096, 8 << 30, "bytes"),
     "max_recv_content_length": whole(0xFFFFFFFF, 1, 0xFFFFFFFF, "bytes"),
     "arena_limit": whole(8 << 30, 0, 1 << 40, "bytes"),
     "send_queue_size": whole(64, 1, _MOST, "messages"),
@@ -98,6 +98,15 @@ DIALER: Mapping[str, Option] = {
 }
 
 LISTENER: Mapping[str, Option] = {}
+
+# Of pipes to other machines, and raw ones.
+WIRE: Mapping[str, Option] = {
+    "raw": flag(False),
+    "raw_recv_buffer_size": whole(4096, 1, 1 << 20, "bytes"),
+    "close_on_eof": flag(True),
+    "max_recv_content_length": whole(256 << 20, 1, 0xFFFFFFFF, "bytes"),
+    "send_queue_bytes": whole(1 << 20, 4096, 8 << 30, "bytes"),
+}
 
 
 def resolve(known: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:

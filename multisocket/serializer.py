@@ -61,16 +61,21 @@ MSGPACK = "msgpack"
 
 _known: dict[str, Serializer] = {MSGPACK: _Msgpack(), "pickle": _Pickle()}
 
+# Those that may read what comes from other machines.
+_safe = {MSGPACK}
 
-def register(name: str, serializer: Serializer) -> None:
+
+def register(name: str, serializer: Serializer, *, is_safe: bool = False) -> None:
     """Makes a serializer known, for ``send_obj(..., serializer=name)`` and for what such a sender sends.
 
     :param name: ASCII, at most 255 characters; both sides must know it by the same name.
+    :param is_safe: it may read what comes over a network: whatever bytes are there, nothing but an object comes of them.
     :raises BadOption: another name is needed.
     """
     if not name.isascii() or not 0 < len(name) < 256 or name == MSGPACK:
         raise BadOption(f"a serializer's name has 1 to 255 ASCII characters and is not {MSGPACK!r}, this is {name!r}")
     _known[name] = serializer
+    (_safe.add if is_safe else _safe.discard)(name)
 
 
 def _find(name: str) -> Serializer:
@@ -122,14 +127,17 @@ def write(parts: list[memoryview], name: str, target: memoryview) -> None:
         at += part.nbytes
 
 
-def load(content: bytes | memoryview) -> Any:
+def load(content: bytes | memoryview, *, from_network: bool = False) -> Any:
     """The object in a content.
 
+    :param from_network: it came over one, so only a safe serializer may read it.
     :raises BadMessage: it is none.
     """
     name = MSGPACK
     try:
         name, parts = _read(memoryview(content).toreadonly())
+        if from_network and name not in _safe:
+            raise ValueError("it came over a network, and this serializer is not registered as safe for that")
         return _find(name).load(parts)
     except Exception as error:
         raise BadMessage(f"a content of {len(content)} bytes cannot be read as an object by {name}: {error}") from error

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from . import arena, background, names
+from . import arena, background, carrier, names
 from .address import LISTEN, parse
 from .connector import Connector, Dialer, Listener, Pipe
 from .errors import Closed, NotSupported
@@ -88,7 +88,7 @@ class Socket(Endpoint):
     def listen(self, address: str, **options: Any) -> Listener:
         """Accepts connections at an address.
 
-        :param address: like ``ipc://jobs.sock`` or ``inproc://jobs``.
+        :param address: like ``ipc://jobs.sock``, ``inproc://jobs`` or ``tcp://*:30001``.
         :returns: the listener; its ``address`` is the bound address, its ``close`` stops listening.
         :raises AddressInUse: somebody alive listens there.
         :raises BadAddress, BadTransport, BadOption: it cannot be used.
@@ -202,9 +202,11 @@ class Socket(Endpoint):
         What pickle gave as a buffer of its own, NumPy arrays for example, is read-only and lies where the sender has
         put it; the memory is given back when the object is gone.
 
-        :raises BadMessage: the content is no object. It is lost.
+        :raises BadMessage: the content is no object; or it came over a network, and its serializer is not safe to
+            read from there (pickle is not: it may run anything). It is lost.
         """
-        return load(self._recv_content(timeout))
+        msg = self.recv_msg(timeout, copy=False)
+        return load(msg.content if msg.content is not None else b"", from_network=msg.is_remote)
 
     # --- large contents: see multisocket.arena ---
 
@@ -292,6 +294,7 @@ def _close_all_at_exit() -> None:
 def _close_all() -> None:
     for sock in list(_open_sockets):
         sock.close()
+    carrier.stop()
     background.stop()
 
 

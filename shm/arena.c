@@ -499,6 +499,17 @@ int arena_address(arena *a, uint32_t index, uint32_t generation, uint64_t holder
     return ref ? RING_OK : RING_CORRUPT;
 }
 
+int arena_look(arena *a, const note *n, block *out)
+{
+    if (lock(a) != RING_OK)
+        return RING_CORRUPT;
+    bool found = find(a, n->reference, n->generation);
+    if (found)
+        describe(a, n->reference, out);
+    unlock(a);
+    return found ? RING_OK : RING_CORRUPT;
+}
+
 int arena_claim(arena *a, const note *n, uint64_t holder, block *out)
 {
     if (lock(a) != RING_OK)

@@ -151,6 +151,9 @@ int arena_address(arena *a, uint32_t index, uint32_t generation, uint64_t holder
 /* Takes over a reference whose record was found in a ring; the record is taken from there next. */
 int arena_claim(arena *a, const note *n, uint64_t holder, block *out);
 
+/* Where the content lies that a note tells of, which stays as it is: for the one who alone can take its record. */
+int arena_look(arena *a, const note *n, block *out);
+
 /* Gives up free memory until at most `keep` units have memory (or all that do are in use). */
 void arena_trim(arena *a, uint64_t keep, uint64_t holder);
 /* The same for memory that was not needed since the last call, if that was long enough ago. True: there is memory

@@ -18,6 +18,7 @@ void meta_decode(const uint8_t in[META_SIZE], message *out)
     out->hops = in[2];
     out->distance = in[3];
     out->length = get_u32(in + 4);
+    out->is_remote = 0;
 }
 
 size_t message_encode_head(uint8_t *out, const message *m)

@@ -21,7 +21,9 @@ enum {
     FLAG_INTERNAL = 4,
     FLAG_NO_SOURCE = 8,
     FLAG_RAW = 16,
-    FLAG_CONTROL = 32
+    FLAG_CONTROL = 32,
+    /* On a raw pipe, without content: no more bytes come (or go). */
+    FLAGS_RAW_END = FLAG_RAW | FLAG_INTERNAL
 };
 
 typedef struct {
@@ -31,6 +33,7 @@ typedef struct {
     const uint8_t *destination;
     const uint8_t *content;
     const uint8_t *note; /* NULL, or NOTE_SIZE bytes that say where the content lies: only inside one machine */
+    uint8_t is_remote; /* it came over a network, to here or to an earlier node of this machine */
 } message;
 
 static inline void put_u32(uint8_t *out, uint32_t value)

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define SEGMENT_MAGIC 0x6d737367u /* "mssg" */
-#define SEGMENT_LAYOUT 1u
+#define SEGMENT_LAYOUT 2u
 
 /* Above so many slots a send looks at a window of the pipes instead of at all: the shortest of 64 is short enough. */
 #define SELECT_WINDOW 64u
@@ -12,7 +12,8 @@
 /* ---- the segment ---- */
 
 #define TABLE_AT ((uint64_t)SEGMENT_PAGE)
-#define DATA_AT (TABLE_AT + (uint64_t)PIPE_SLOTS * sizeof(pipe_slot))
+#define BELL_AT (TABLE_AT + (uint64_t)PIPE_SLOTS * sizeof(pipe_slot))
+#define DATA_AT (BELL_AT + BELL_WORDS * sizeof(uint64_t))
 
 uint64_t segment_size(uint64_t inbox_capacity, uint64_t pending_capacity)
 {
@@ -51,6 +52,7 @@ int segment_attach(segment *seg, void *base, uint64_t size, int fd)
     seg->shared = shared;
     seg->id = shared->id;
     seg->slots = (pipe_slot *)(void *)((uint8_t *)base + TABLE_AT);
+    seg->bell_waiting = (_Atomic uint64_t *)(void *)((uint8_t *)base + BELL_AT);
     seg->fd = fd;
     atomic_store(&seg->send_spin, ring_get_spin());
     uint8_t *data = (uint8_t *)base + DATA_AT;
@@ -117,18 +119,30 @@ uint32_t pipe_reserve(segment *seg)
     slot->generation = (slot->generation + 1) & 0xffff;
     slot->peer_id = 0;
     slot->peer[0] = 0;
+    slot->kind = PIPE_TO_INBOX;
     atomic_store_explicit(&slot->sent, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->state, PIPE_CONNECTING, memory_order_relaxed);
     atomic_store_explicit(&slot->id, id, memory_order_release);
     return id;
 }
 
-void pipe_open(segment *seg, uint32_t id, const char *name, uint32_t peer_id)
+int bell_reserve(segment *seg)
+{
+    if (atomic_load_explicit(&seg->shared->has_bell, memory_order_relaxed))
+        return RING_OK;
+    if (platform_reserve(seg->fd, seg->shared, BELL_AT, BELL_WORDS * sizeof(uint64_t)) != 0)
+        return RING_NO_MEMORY;
+    atomic_store_explicit(&seg->shared->has_bell, 1, memory_order_relaxed);
+    return RING_OK;
+}
+
+void pipe_open(segment *seg, uint32_t id, const char *name, uint32_t peer_id, uint32_t kind)
 {
     pipe_slot *slot = pipe_find(seg, id);
     if (!slot)
         return;
     slot->peer_id = peer_id;
+    slot->kind = kind;
     memset(slot->peer, 0, sizeof slot->peer);
     strncpy(slot->peer, name, sizeof slot->peer - 1);
     /* Under this lock no sender can be between "nobody is connected" and "so into pending". */
@@ -156,10 +170,18 @@ void pipe_release(segment *seg, uint32_t id)
 
 /* ---- choosing ---- */
 
+/* One that messages to one may go to. */
 static peer *receiver_at(const peer_list *peers, uint32_t i)
 {
     peer *p = peers->by_slot[i];
-    return p && p->inbox && !ring_is_closed(p->inbox) ? p : NULL;
+    return p && p->inbox && p->kind != PIPE_TO_RAW_WIRE && !ring_is_closed(p->inbox) ? p : NULL;
+}
+
+static peer *peer_of(const peer_list *peers, uint32_t id)
+{
+    uint32_t i = slot_of(id);
+    peer *p = i < peers->size ? peers->by_slot[i] : NULL;
+    return p && p->id == id ? p : NULL;
 }
 
 /* The receiver with the shortest queue among those with room, looked for from *turn on; of many pipes, the shortest of
@@ -275,16 +297,48 @@ static int discard(const peer_list *peers, const ring *from, const record *rec)
 
 /* ---- sending ---- */
 
-/* The sent counter of a pipe is written under the lock of the ring behind it. */
+/* The sent counter of a pipe is written under the lock of the ring behind it; some messages to wires go by no ring. */
 static void count_sent(peer *p, unsigned n)
 {
+    if (p->kind != PIPE_TO_INBOX) {
+        atomic_fetch_add_explicit(&p->slot->sent, n, memory_order_relaxed);
+        return;
+    }
     uint64_t sent = atomic_load_explicit(&p->slot->sent, memory_order_relaxed);
     atomic_store_explicit(&p->slot->sent, sent + n, memory_order_relaxed);
+}
+
+/* After something was published for a peer. */
+static void end_push(const segment *seg, const peer *p, ring_writer *w)
+{
+    bool is_for_wire = w->total && p->kind != PIPE_TO_INBOX;
+    ring_end(w);
+    if (is_for_wire)
+        bell_ring(&seg->shared->bell, seg->bell_waiting, slot_of(p->id));
+}
+
+static int write_to(peer *p, const message *m)
+{
+    switch (wire_write(p->wire, m)) {
+    case WIRE_OK:
+        count_sent(p, 1);
+        return SEND_WRITTEN;
+    case WIRE_BUSY:
+        return RING_BUSY;
+    default:
+        return RING_CLOSED;
+    }
 }
 
 static int push_to(const segment *seg, const peer_list *peers, peer *p, const message *m, bool wait_lock)
 {
     ring_writer w;
+    if (p->wire && wire_is_quiet(p->wire, m)) {
+        /* Giving it to the system takes as long as a lock may. */
+        int written = wait_lock ? write_to(p, m) : RING_BUSY;
+        if (!wait_lock || written == SEND_WRITTEN)
+            return written;
+    }
     int rc = ring_begin(p->inbox, &w, wait_lock);
     if (rc != RING_OK)
         return rc;
@@ -295,8 +349,18 @@ static int push_to(const segment *seg, const peer_list *peers, peer *p, const me
         ring_publish(&w);
         count_sent(p, 1);
     }
-    ring_end(&w);
+    end_push(seg, p, &w);
     return rc;
+}
+
+int send_directly(segment *seg, const peer_list *peers, uint32_t id, uint32_t *turn, const message *m)
+{
+    if (segment_is_closed(seg) || segment_version(seg) != peers->version || ring_depth(&seg->pending))
+        return RING_BUSY;
+    message far = *m;
+    far.note = m->content; /* the outbox need not hold it */
+    peer *p = id ? peer_of(peers, id) : peers->receivers ? choose(peers, turn, &far) : NULL;
+    return p && p->wire && wire_is_quiet(p->wire, m) ? write_to(p, m) : RING_BUSY;
 }
 
 static int put_pending(segment *seg, const peer_list *peers, const message *row, unsigned n, unsigned *done,
@@ -399,7 +463,7 @@ int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message
         }
         ring_publish(&w);
         count_sent(p, put);
-        ring_end(&w);
+        end_push(seg, p, &w);
         at += put;
         *done += put;
         /* Too long for this one: another may take it, or choose says that none does. */
@@ -407,13 +471,6 @@ int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message
             return rc;
     }
     return RING_OK;
-}
-
-static peer *peer_of(const peer_list *peers, uint32_t id)
-{
-    uint32_t i = slot_of(id);
-    peer *p = i < peers->size ? peers->by_slot[i] : NULL;
-    return p && p->id == id ? p : NULL;
 }
 
 int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const message *m, bool wait_lock)
@@ -591,7 +648,7 @@ static int forward(const segment *seg, const peer_list *peers, uint32_t *turn, c
             ring_publish(&w);
             count_sent(p, 1);
         }
-        ring_end(&w);
+        end_push(seg, p, &w);
     }
     if (rc == RING_FULL || rc == RING_CLOSED)
         rc = why_none(peers, &m);

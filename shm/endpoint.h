@@ -4,6 +4,7 @@
  *
  *   page 0     segment header | inbox's ring header | pending's ring header
  *   page 1..   pipe table: PIPE_SLOTS slots of 64 bytes (sparse: a page exists once a pipe is in it)
+ *   then       bits of the bell (bell.h), for Sockets with wires
  *   then       data of the inbox, data of pending (sparse as well)
  *
  * inbox holds what peers sent to us. pending holds to-one messages that were sent while no peer was connected.
@@ -20,6 +21,8 @@
 #define MULTISOCKET_ENDPOINT_H
 
 #include "arena.h"
+#include "bell.h"
+#include "wire.h"
 
 #define PIPE_SLOTS 65536u
 #define SEGMENT_NAME_SIZE 32
@@ -27,13 +30,18 @@
 
 enum { PIPE_FREE = 0, PIPE_CONNECTING = 1, PIPE_OPEN = 2 };
 
+/* Where a pipe leads: to the inbox of a peer on this machine; or to an outbox of its own, whose other end is a wire
+ * (wire.h). Raw wires get only what is sent to them by their id, or to all. */
+enum { PIPE_TO_INBOX = 0, PIPE_TO_WIRE = 1, PIPE_TO_RAW_WIRE = 2 };
+
 typedef struct {
     alignas(RING_LINE) _Atomic uint32_t id; /* 0 while free; stored last when a slot is filled, first when emptied */
     _Atomic uint32_t state;
     uint32_t peer_id; /* what the peer calls this pipe: goes into the records for it */
     uint32_t generation;
-    _Atomic uint64_t sent; /* messages; written under the producers' lock of the peer's ring */
-    char peer[SEGMENT_NAME_SIZE]; /* the peer's segment; empty when the peer discards all it gets */
+    _Atomic uint64_t sent; /* messages; written under the producers' lock of the peer's ring, or added to for a wire */
+    char peer[SEGMENT_NAME_SIZE]; /* the peer's segment, or the outbox's; empty when the peer discards all it gets */
+    uint32_t kind;
 } pipe_slot;
 
 typedef struct {
@@ -48,6 +56,8 @@ typedef struct {
     _Atomic uint32_t high; /* no slot above it was ever used */
     uint32_t free_from; /* no slot below it is free; the owner's own */
     event pipes_changed;
+    event bell;
+    _Atomic uint32_t has_bell; /* its bits have memory */
     _Atomic uint64_t sent_before; /* messages through pipes that are gone */
     _Atomic uint64_t dropped; /* messages given up: best effort, no such path left */
     alignas(RING_LINE) ring_shared inbox;
@@ -62,6 +72,7 @@ _Static_assert(sizeof(segment_header) <= SEGMENT_PAGE, "the header is one page")
 typedef struct {
     segment_header *shared;
     pipe_slot *slots;
+    _Atomic uint64_t *bell_waiting;
     ring inbox;
     ring pending;
     segment_id id;
@@ -99,8 +110,10 @@ static inline uint32_t segment_version(const segment *seg)
 
 /* Takes a free slot for a pipe that is being made. 0 when there is none, or no memory for it. */
 uint32_t pipe_reserve(segment *seg);
+/* Before the first pipe to a wire. RING_OK or RING_NO_MEMORY. */
+int bell_reserve(segment *seg);
 /* Lets messages through. peer: the name of the segment they go to, or "". */
-void pipe_open(segment *seg, uint32_t id, const char *peer, uint32_t peer_id);
+void pipe_open(segment *seg, uint32_t id, const char *peer, uint32_t peer_id, uint32_t kind);
 void pipe_release(segment *seg, uint32_t id);
 
 /* Anybody. The slot of a live pipe, or NULL. */
@@ -112,8 +125,10 @@ typedef struct {
     uint32_t id;
     uint32_t peer_id;
     pipe_slot *slot;
-    ring *inbox; /* of the peer; NULL when it discards all it gets */
-    segment_id segment; /* the peer's */
+    ring *inbox; /* of the peer, or the outbox; NULL when it discards all it gets */
+    segment_id segment; /* the peer's, or the outbox's */
+    uint32_t kind;
+    wire *wire; /* in the process that has the connection; it may write directly */
 } peer;
 
 /* An arena that this process knows. */
@@ -139,6 +154,7 @@ enum {
     SEND_TIMEOUT,
     SEND_SIGNAL, /* a signal came: let Python look, then go on */
     SEND_DISCARDED, /* the peer discards all it gets */
+    SEND_WRITTEN, /* given to the system by the caller itself: a reference to its content is still the caller's */
     SEND_NO_ARENA /* a message refers to an arena that is not known: see send_missing_arena */
 };
 
@@ -152,6 +168,10 @@ int send_row(segment *seg, const peer_list *peers, uint32_t *turn, const message
 
 /* Sends through one pipe. Also SEND_NO_PATH. A pipe that is just being made: RING_FULL. */
 int send_by_pipe(segment *seg, const peer_list *peers, uint32_t id, const message *m, bool wait_lock);
+
+/* Writes a message to a wire, if that is where it goes and nothing is queued there. SEND_WRITTEN; otherwise nothing was
+ * done, and a send by the ways above comes next. id: of a pipe, or 0 for any. */
+int send_directly(segment *seg, const peer_list *peers, uint32_t id, uint32_t *turn, const message *m);
 
 /* After SEND_NO_ARENA, in the same thread: which one. Zeros: this process has no holder's number yet. */
 segment_id send_missing_arena(void);

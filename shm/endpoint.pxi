@@ -203,7 +203,15 @@ cdef class Endpoint:
 
     cdef int push_large(self, Segment segment, const message *m, uint32_t pipe, int64_t deadline,
                         object timeout) except -1:
-        """Puts the content into the arena first."""
+        """Puts the content into the arena first, unless it can go from where it is."""
+        cdef uint32_t turn = self.turn
+        cdef _Peers peers = self.current_peers(segment)
+        cdef int rc
+        with nogil:
+            rc = send_directly(&segment.seg, peers.list, pipe, &turn, m)
+        self.turn = turn
+        if rc == SEND_WRITTEN:
+            return 0
         self.await_taker(segment, m, pipe, deadline, timeout)
         return self.push(segment, m, pipe, deadline, timeout, self.new_content(segment, m, deadline, timeout))
 
@@ -228,7 +236,7 @@ cdef class Endpoint:
             self.turn = turn
             if rc == RING_OK and content is not None:
                 content.held = False
-            if rc == RING_OK or rc == SEND_DISCARDED:
+            if rc == RING_OK or rc == SEND_DISCARDED or rc == SEND_WRITTEN:
                 return 0
             if rc == RING_FULL:
                 self.await_room(segment, peers, pipe, &m, deadline, timeout)
@@ -349,6 +357,10 @@ cdef class Endpoint:
             self.remember_arena(segment, segment.seg.id, arena)
         return arena
 
+    def _arena_for_wires(self):
+        """The arena for large contents that come over networks; None when there shall be none."""
+        return self.own_arena(self.alive()) if self.arena_limit else None
+
     cdef Arena known_arena(self, Segment segment, segment_id wanted):
         """The arena that a message refers to; None when it is gone."""
         key = (wanted.family, wanted.number)
@@ -427,7 +439,7 @@ cdef class Endpoint:
         """Sends along a path of pipes, as a received message's ``source`` gives it.
 
         :param destination: pipe ids, nearest first.
-        :param content: anything with the buffer protocol.
+        :param content: anything with the buffer protocol. None, to a raw pipe: nothing more is sent there.
         :param timeout: seconds; None waits for ever, 0 never waits.
         :raises BrokenPath: the first pipe is gone. (Later ones are found by the nodes they belong to.)
         :raises Timeout, MessageDropped, ContentTooLong, Closed: as ``send``.
@@ -435,10 +447,10 @@ cdef class Endpoint:
         cdef message m
         cdef Py_buffer view
         cdef bytes path = _path_to(destination)
-        PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(b"" if content is None else content, &view, PyBUF_SIMPLE)
         try:
             _check_length(view.len)
-            _describe(&m, SEND_TO_DEST, self.ttl, view.buf, view.len)
+            _describe(&m, SEND_TO_DEST | (FLAGS_RAW_END if content is None else 0), self.ttl, view.buf, view.len)
             _set_paths(&m, b"", path)
             self.deliver_by_type(&m, timeout, None)
         finally:
@@ -504,7 +516,7 @@ cdef class Endpoint:
             content.describe(&m, note_bytes)
         elif m.length < LONG_COPY:
             rc = send_by_pipe(&segment.seg, self.current_peers(segment).list, pipe, &m, False)
-        while rc != RING_OK and rc != RING_FULL and rc != SEND_NO_PATH and rc != SEND_DISCARDED:
+        while rc not in (RING_OK, RING_FULL, SEND_NO_PATH, SEND_DISCARDED, SEND_WRITTEN):
             if rc == RING_TOO_LONG and content is None and self.arena_limit:
                 return self.try_pipe(segment, given, pipe, self.new_content(segment, given, 0, 0))
             if rc != RING_BUSY:
@@ -514,7 +526,7 @@ cdef class Endpoint:
                 rc = send_by_pipe(&segment.seg, peers.list, pipe, &m, True)
         if rc == RING_OK and content is not None:
             content.held = False
-        return RING_OK if rc == SEND_DISCARDED else rc
+        return RING_OK if rc == SEND_DISCARDED or rc == SEND_WRITTEN else rc
 
     def send_msg(self, Message msg not None, timeout=_unset):
         """Sends a message as it is, with its paths, flags and ttl: forwards it, as a switch does.
@@ -529,10 +541,11 @@ cdef class Endpoint:
             raise MessageDropped("the message's ttl is used up: it came through too many nodes")
         if msg.content is _released:
             raise BadMessage("the message's content was released: send it before")
-        PyObject_GetBuffer(msg.content, &view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(b"" if msg.content is None else msg.content, &view, PyBUF_SIMPLE)
         try:
             _check_length(view.len)
-            _describe(&m, msg.flags, msg.ttl, view.buf, view.len)
+            _describe(&m, msg.flags | (FLAGS_RAW_END if msg.content is None else 0), msg.ttl, view.buf, view.len)
+            m.is_remote = msg.is_remote
             _set_paths(&m, msg._source, msg._destination)
             self.deliver_by_type(&m, timeout, msg.block)
         finally:
@@ -652,10 +665,6 @@ cdef class Endpoint:
         """
         return self.receive(False, True, timeout)
 
-    def _recv_content(self, timeout=_unset):
-        """Like ``recv``, but a large content is a memoryview on where it lies."""
-        return self.receive(False, False, timeout)
-
     def recv_msg(self, timeout=_unset, *, bint copy=True):
         """The next :class:`Message`, with its source path to answer to. Otherwise like ``recv``.
 
@@ -685,7 +694,7 @@ cdef class Endpoint:
         taken = _take_one(&segment.seg.inbox, as_message, rc)
         if rc[0] == TAKE_FAR:
             return self.take_far(segment, as_message, copy, rc)
-        if rc[0] == RING_OK and as_message and not copy:
+        if rc[0] == RING_OK and as_message and not copy and (<Message>taken).content is not None:
             (<Message>taken).content = memoryview((<Message>taken).content)
         return taken
 
@@ -817,15 +826,16 @@ cdef class Endpoint:
         """The id for a pipe that is being made; 0 when there is no place left."""
         return pipe_reserve(&self.alive().seg)
 
-    def _open_pipe(self, uint32_t pipe, str peer not None, uint32_t peer_id):
+    def _open_pipe(self, uint32_t pipe, str peer not None, uint32_t peer_id, Wire wire=None):
         """Lets messages through. peer: name of the segment they go to; empty when the peer discards all."""
+        cdef uint32_t kind = PIPE_TO_INBOX if wire is None else PIPE_TO_RAW_WIRE if wire.l.w.chunk else PIPE_TO_WIRE
         cdef Segment segment = self.alive()
         cdef bytes name = peer.encode("ascii")
         if len(name) > 30:
             raise BadMessage(f"{peer!r} is no name of a segment")
         cdef const char *raw = name
         with nogil:
-            pipe_open(&segment.seg, pipe, raw, peer_id)
+            pipe_open(&segment.seg, pipe, raw, peer_id, kind)
 
     def _release_pipe(self, uint32_t pipe):
         cdef Segment segment = self.alive()

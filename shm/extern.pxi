@@ -3,6 +3,10 @@
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
 
+cdef extern from "errno.h" nogil:
+    int errno
+
+
 cdef extern from "stdatomic.h" nogil:
     int memory_order_acquire
     void atomic_thread_fence(int order)
@@ -34,7 +38,7 @@ cdef extern from "cleanup.h" nogil:
 cdef extern from "codec.h" nogil:
     const uint32_t META_SIZE, PATH_MAX_IDS
     enum: NOTE_SIZE
-    int FLAG_SEND_TYPE, SEND_TO_ONE, SEND_TO_ALL, SEND_TO_DEST, FLAG_NO_SOURCE
+    int FLAG_SEND_TYPE, SEND_TO_ONE, SEND_TO_ALL, SEND_TO_DEST, FLAG_NO_SOURCE, FLAGS_RAW_END
     ctypedef struct message:
         uint8_t flags, ttl, hops, distance
         uint32_t length
@@ -42,6 +46,7 @@ cdef extern from "codec.h" nogil:
         const uint8_t *destination
         const uint8_t *content
         const uint8_t *note
+        uint8_t is_remote
     void put_u32(uint8_t *out, uint32_t value)
     uint32_t get_u32(const uint8_t *data)
     uint64_t message_size(const message *m)
@@ -135,18 +140,93 @@ cdef extern from "arena.h" nogil:
     void arena_close(arena *a)
     bint arena_is_empty(arena *a)
 
+cdef extern from "bell.h" nogil:
+    ctypedef struct event:
+        pass
+    ctypedef uint64_t atomic_word "_Atomic uint64_t"
+
+cdef extern from "wire.h" nogil:
+    const size_t WIRE_SCRATCH
+    int WIRE_OK, WIRE_MORE, WIRE_BLOCKED, WIRE_CLOSED, WIRE_END, WIRE_CUT, WIRE_TOO_LONG, WIRE_NO_MEMORY
+    int WIRE_CORRUPT, WIRE_FAILED
+    ctypedef struct iovec:
+        void *iov_base
+        size_t iov_len
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct wire:
+        uint32_t pipe
+        ring *inbox
+        ring *outbox
+        segment_id socket, outbox_id
+        arena *own
+        uint32_t large, most, chunk
+        uint8_t raw_ttl
+        uint64_t holder
+        arena *(*find)(void *, segment_id) noexcept
+        void *context
+        uint32_t arena_used
+        pthread_mutex_t writing
+        int fd, error
+        uint64_t bytes_in, bytes_out
+    ctypedef struct wire_batch:
+        iovec *pieces
+        int n
+        size_t total
+        bint at_end
+    int wire_init(wire *w)
+    void wire_destroy(wire *w)
+    bint wire_is_closed(const wire *w)
+    uint8_t *wire_space(wire *w, uint8_t *scratch, size_t *room)
+    int wire_filled(wire *w, uint8_t *scratch, size_t n)
+    int wire_take(wire *w, uint8_t *scratch)
+    int wire_end(wire *w, uint8_t *scratch)
+    int wire_gather(wire *w, wire_batch *batch, unsigned most)
+    void wire_consume(wire *w, size_t n)
+    bint wire_is_idle(wire *w)
+
+cdef extern from "pthread.h" nogil:
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef extern from "carrier.h" nogil:
+    ctypedef struct carrier:
+        pass
+    ctypedef struct post:
+        event *rung
+        atomic_word *waiting
+    ctypedef struct load:
+        wire w
+        post *post
+        bint keeps_half
+    int TOLD_END, TOLD_WRITABLE, TOLD_GONE
+    ctypedef struct tale:
+        load *whose
+        int what, reason, error
+    carrier *carrier_start()
+    void carrier_stop(carrier *c)
+    int carrier_told_fd(const carrier *c)
+    unsigned carrier_told(carrier *c, tale *out, unsigned most)
+    int carrier_add_post(carrier *c, post *p)
+    void carrier_remove_post(carrier *c, post *p)
+    int carrier_add(carrier *c, load *l)
+    void carrier_finish(carrier *c, load *l, int64_t deadline)
+
 cdef extern from "endpoint.h" nogil:
-    int SEND_STALE, SEND_NO_PATH, SEND_TIMEOUT, SEND_SIGNAL, SEND_NO_ARENA, SEND_DISCARDED, PIPE_OPEN
+    int SEND_STALE, SEND_NO_PATH, SEND_TIMEOUT, SEND_SIGNAL, SEND_NO_ARENA, SEND_DISCARDED, SEND_WRITTEN
+    int PIPE_OPEN, PIPE_TO_INBOX, PIPE_TO_WIRE, PIPE_TO_RAW_WIRE
     ctypedef struct pipe_slot:
-        uint32_t id, state, peer_id
+        uint32_t id, state, peer_id, kind
         uint64_t sent
         char *peer
     ctypedef struct segment_header:
         uint64_t sent_before, dropped
         uint32_t high
+        event bell
     ctypedef struct segment:
         segment_header *shared
         pipe_slot *slots
+        atomic_word *bell_waiting
         ring inbox
         ring pending
         segment_id id
@@ -156,6 +236,8 @@ cdef extern from "endpoint.h" nogil:
         pipe_slot *slot
         ring *inbox
         segment_id segment
+        uint32_t kind
+        wire *wire
     ctypedef struct known_arena:
         segment_id id
         arena *arena
@@ -178,7 +260,9 @@ cdef extern from "endpoint.h" nogil:
     bint segment_is_closed(const segment *seg)
     uint32_t segment_version(const segment *seg)
     uint32_t pipe_reserve(segment *seg)
-    void pipe_open(segment *seg, uint32_t id, const char *peer, uint32_t peer_id)
+    int bell_reserve(segment *seg)
+    void pipe_open(segment *seg, uint32_t id, const char *peer, uint32_t peer_id, uint32_t kind)
+    int send_directly(segment *seg, const peer_list *peers, uint32_t id, uint32_t *turn, const message *m)
     void pipe_release(segment *seg, uint32_t id)
     pipe_slot *pipe_find(const segment *seg, uint32_t id)
     int send_to_one(segment *seg, const peer_list *peers, uint32_t *turn, const message *m, bint wait_lock)

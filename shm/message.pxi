@@ -32,7 +32,7 @@ _released.release()
 cdef class Message:
     """A message with all that came with it.
 
-    :param content: the bytes; anything with the buffer protocol.
+    :param content: the bytes; anything with the buffer protocol. None: nothing more comes by a raw pipe.
     :param send_type: 0 to one, 1 to all, 2 to a destination.
     :param destination: path of pipe ids, nearest first; for send type 2.
     :param source: path back to where it came from.
@@ -47,6 +47,8 @@ cdef class Message:
     cdef bytes _source
     cdef bytes _destination
     cdef Block block
+    cdef readonly bint is_remote
+    """It came over a network, to this Socket or to an earlier node of this machine."""
 
     def __init__(self, content=b"", *, int send_type=0, destination=(), source=(), int ttl=16, int flags=0):
         if not 0 <= send_type <= 2:
@@ -105,7 +107,10 @@ cdef class Message:
         return PyBytes_GET_SIZE(self._destination) // 4
 
     def __repr__(self):
-        size = "released content" if self.content is _released else f"{memoryview(self.content).nbytes} bytes"
+        if self.content is None:
+            size = "the end"
+        else:
+            size = "released content" if self.content is _released else f"{memoryview(self.content).nbytes} bytes"
         return (
             f"<Message of {size}, send_type={self.send_type}, source={self.source},"
             f" destination={self.destination}, ttl={self.ttl}, flags={self.flags & ~FLAG_SEND_TYPE}>"
@@ -121,6 +126,7 @@ cdef inline void _describe(message *m, int flags, int ttl, const void *content, 
     m.destination = NULL
     m.content = <const uint8_t *>content
     m.note = NULL
+    m.is_remote = 0
     m.length = <uint32_t>length
 
 

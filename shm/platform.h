@@ -49,6 +49,27 @@ int platform_processors(void);
 /* True while some other process holds a write lock (fcntl) on the file. */
 int platform_is_locked(int fd);
 
+/* --- file descriptors: edges, so whoever is told of one goes on until the system has nothing more --- */
+
+enum { READY_TO_READ = 1, READY_TO_WRITE = 2, READY_TO_END = 4 };
+
+typedef struct {
+    void *whose;
+    int what;
+} readiness;
+
+/* All give -1 on failure, with errno. */
+int platform_poller_new(void);
+int platform_poller_add(int poller, int fd, void *whose);
+void platform_poller_remove(int poller, int fd);
+/* Waits until `deadline` at most; gives how many were filled in. */
+int platform_poller_wait(int poller, readiness *out, int most, int64_t deadline);
+
+/* A descriptor that is readable from a poke until it is calmed. */
+int platform_poke_new(void);
+void platform_poke(int fd);
+void platform_calm(int fd);
+
 /* Lets somebody else run, who may be the one that is waited for. */
 void platform_yield(void);
 

@@ -7,6 +7,8 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <string.h>
@@ -18,6 +20,9 @@
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
+#endif
+#ifndef SYS_epoll_pwait2
+#define SYS_epoll_pwait2 441
 #endif
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
@@ -229,6 +234,69 @@ int platform_processors(void)
 void platform_yield(void)
 {
     sched_yield();
+}
+
+int platform_poller_new(void)
+{
+    return epoll_create1(EPOLL_CLOEXEC);
+}
+
+int platform_poller_add(int poller, int fd, void *whose)
+{
+    struct epoll_event wish = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = whose};
+    return epoll_ctl(poller, EPOLL_CTL_ADD, fd, &wish);
+}
+
+void platform_poller_remove(int poller, int fd)
+{
+    struct epoll_event unused = {0};
+    epoll_ctl(poller, EPOLL_CTL_DEL, fd, &unused);
+}
+
+#define POLLER_MOST 256
+
+static int poll_events(int poller, struct epoll_event *events, int most, int64_t deadline)
+{
+    int64_t left = deadline == NEVER ? -1 : deadline - platform_now();
+    if (deadline != NEVER && left < 0)
+        left = 0;
+    struct timespec time = {.tv_sec = (time_t)(left / 1000000000), .tv_nsec = (long)(left % 1000000000)};
+    long n = syscall(SYS_epoll_pwait2, poller, events, most, left < 0 ? NULL : &time, NULL, 0);
+    if (n < 0 && (errno == ENOSYS || errno == EPERM)) /* before Linux 5.11 there are only milliseconds */
+        n = epoll_wait(poller, events, most, left < 0 ? -1 : (int)((left + 999999) / 1000000));
+    return n < 0 ? 0 : (int)n;
+}
+
+int platform_poller_wait(int poller, readiness *out, int most, int64_t deadline)
+{
+    struct epoll_event events[POLLER_MOST];
+    int n = poll_events(poller, events, most < POLLER_MOST ? most : POLLER_MOST, deadline);
+    for (int i = 0; i < n; i++) {
+        out[i].whose = events[i].data.ptr;
+        out[i].what = (events[i].events & ~(uint32_t)EPOLLOUT ? READY_TO_READ : 0) |
+                      (events[i].events & EPOLLOUT ? READY_TO_WRITE : 0) |
+                      (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) ? READY_TO_END : 0);
+    }
+    return n;
+}
+
+int platform_poke_new(void)
+{
+    return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+void platform_poke(int fd)
+{
+    uint64_t one = 1;
+    while (write(fd, &one, sizeof one) < 0 && errno == EINTR)
+        continue;
+}
+
+void platform_calm(int fd)
+{
+    uint64_t count;
+    while (read(fd, &count, sizeof count) < 0 && errno == EINTR)
+        continue;
 }
 
 int platform_is_locked(int fd)

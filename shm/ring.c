@@ -333,7 +333,7 @@ static void write_record(ring *r, uint64_t at, uint32_t units, uint32_t pipe, co
 {
     /* Records start on whole units, so the head never wraps. */
     uint8_t *head = r->data + index_of(r, at);
-    uint32_t word = units | (m->note ? RECORD_FAR : 0);
+    uint32_t word = units | (m->note ? RECORD_FAR : 0) | (m->is_remote ? RECORD_REMOTE : 0);
     memcpy(head, &word, 4);
     memcpy(head + 4, &pipe, 4);
     meta_encode(head + 8, m);
@@ -444,7 +444,8 @@ static int read_record(const ring *r, uint64_t head, uint64_t tail, record *out)
     memcpy(&out->pipe, copy + 4, 4);
     meta_decode(copy + 8, &out->head);
     out->is_far = out->units & RECORD_FAR;
-    out->units &= ~RECORD_FAR;
+    out->head.is_remote = (out->units & RECORD_REMOTE) != 0;
+    out->units &= ~(RECORD_FAR | RECORD_REMOTE);
     if (out->units > available || units_taken(r, &out->head, out->is_far) != out->units)
         return RING_CORRUPT;
     return RING_OK;
@@ -521,16 +522,24 @@ void ring_leave(ring_reader *reader)
         event_wake(&s->room, INT_MAX);
 }
 
-void ring_copy(const ring *r, const record *rec, uint64_t offset, void *out, size_t n)
+void ring_parts(const ring *r, const record *rec, uint64_t offset, size_t n, const uint8_t *parts[2], size_t sizes[2])
 {
     uint64_t index = index_of(r, rec->at + RECORD_HEAD + offset);
     uint64_t straight = r->capacity - index;
-    if (n <= straight) {
-        memcpy(out, r->data + index, n);
-        return;
-    }
-    memcpy(out, r->data + index, straight);
-    memcpy((uint8_t *)out + straight, r->data, n - straight);
+    parts[0] = r->data + index;
+    sizes[0] = n <= straight ? n : straight;
+    parts[1] = r->data;
+    sizes[1] = n - sizes[0];
+}
+
+void ring_copy(const ring *r, const record *rec, uint64_t offset, void *out, size_t n)
+{
+    const uint8_t *parts[2];
+    size_t sizes[2];
+    ring_parts(r, rec, offset, n, parts, sizes);
+    memcpy(out, parts[0], sizes[0]);
+    if (sizes[1])
+        memcpy((uint8_t *)out + sizes[0], parts[1], sizes[1]);
 }
 
 void ring_read(const ring *r, const record *rec, uint8_t *out, message *m)

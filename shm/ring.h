@@ -2,7 +2,7 @@
  *
  * Positions. Space is counted in units of 16 bytes. A cursor packs, in one 64-bit word, the position (units since the
  * beginning, modulo 2^32) and the number of records up to it (modulo 2^32): one atomic store moves both, so that
- * whoever is killed leaves either the old state or the new one. The capacity is a power of two of units, at most 2^31.
+ * whoever is killed leaves either the old state or the new one. The capacity is a power of two of units, at most 2^29.
  *
  *   tail   what has been published    written under the producers' lock, last step of a push (release)
  *   head   what has been taken        written under the consumers' lock, last step of a pop (release)
@@ -30,6 +30,9 @@
  * as many units as if the content were here, or half of the ring where that is less, though hardly any of them is
  * written: so a queue holds so many bytes of messages, wherever they lie, and two messages of any size at least.
  *
+ * Remote. RECORD_REMOTE in the same word: the message came over a network. It says so in every ring that it goes through
+ * on this machine, and no peer across the network can say otherwise.
+ *
  * Idea of positions and record layout: Agrona's ring buffers; of the two cached cursors: Erik
  * Rigtorp's SPSCQueue. */
 #ifndef MULTISOCKET_RING_H
@@ -48,8 +51,9 @@
 #define RING_RESERVE_LEAST 4096u
 #define RING_RESERVE_MOST (256u * 1024u)
 #define RING_MIN_BYTES 4096u
-#define RING_MAX_BYTES ((uint64_t)1 << 34)
+#define RING_MAX_BYTES ((uint64_t)1 << 33) /* units of a record take 30 bits, and not all of them */
 #define RECORD_FAR ((uint32_t)1 << 31)
+#define RECORD_REMOTE ((uint32_t)1 << 30)
 
 enum {
     RING_OK = 0,
@@ -183,6 +187,8 @@ static inline uint64_t record_content_at(const record *rec)
 {
     return 4u * ((uint64_t)rec->head.hops + rec->head.distance);
 }
+/* Where n bytes from `offset` on stand: in one part, or, around the end of the data, in two. */
+void ring_parts(const ring *r, const record *rec, uint64_t offset, size_t n, const uint8_t *parts[2], size_t sizes[2]);
 /* Copies paths and content (or note) to out (record_body_size bytes) and points the message there. */
 void ring_read(const ring *r, const record *rec, uint8_t *out, message *m);
 

@@ -19,7 +19,13 @@ cdef inline int _fill(const ring *r, const record *rec, Message msg) except -1:
     msg.flags = rec.head.flags
     msg.ttl = rec.head.ttl - 1
     msg.pipe_id = rec.pipe
+    msg.is_remote = rec.head.is_remote
     return _read_paths(r, rec, msg)
+
+
+cdef inline bint _is_end(const record *rec) noexcept:
+    """The end of what comes by a raw pipe."""
+    return rec.head.length == 0 and rec.head.flags & FLAGS_RAW_END == FLAGS_RAW_END
 
 
 cdef inline int _front(ring_reader *reader, record *rec) noexcept:
@@ -64,7 +70,7 @@ cdef object _take_one(ring *r, bint as_message, int *rc):
         if as_message:
             if msg is None:
                 msg = <Message>Message.__new__(Message)
-            msg.content = content
+            msg.content = None if _is_end(&rec) else content
             _fill(r, &rec, msg)
             taken = msg
     except BaseException:
@@ -135,7 +141,7 @@ cdef class Ring:
         """Makes a ring under a new name.
 
         :param name: of the POSIX shared memory, like ``/jobs``. Whoever creates it unlinks it.
-        :param capacity: bytes, rounded up to a power of two (4 KiB to 32 GiB). A record takes 16 bytes and its content.
+        :param capacity: bytes, rounded up to a power of two (4 KiB to 8 GiB). A record takes 16 bytes and its content.
         :param limit: records at most, None for as many as fit.
         :raises FileExistsError: the name is in use.
         :raises OutOfSharedMemory: no memory for it.

@@ -79,6 +79,7 @@ cdef class _Peer:
 
     cdef peer p
     cdef Segment target
+    cdef Wire wire
 
 
 cdef class _Peers:
@@ -125,7 +126,7 @@ cdef _Peers _read_peers(Segment own, _Peers before, dict known):
             continue
         self.by_id[number] = one
         self.list.by_slot[i] = &one.p
-        if one.p.inbox != NULL:
+        if one.p.inbox != NULL and one.p.kind != PIPE_TO_RAW_WIRE:
             self.list.receivers += 1
             self.list.only = &one.p if self.list.receivers == 1 else NULL
     return self
@@ -160,6 +161,8 @@ cdef _Peer _new_peer(pipe_slot *slot, uint32_t number):
     self.p.peer_id = slot.peer_id
     self.p.slot = slot
     self.p.inbox = NULL
+    self.p.wire = NULL
+    self.p.kind = slot.kind
     name = (<bytes>slot.peer[:31]).split(b"\0", 1)[0].decode("ascii", "replace")
     atomic_thread_fence(memory_order_acquire)
     if slot.id != number:  # it was given away while we read
@@ -172,4 +175,8 @@ cdef _Peer _new_peer(pipe_slot *slot, uint32_t number):
         return None
     self.p.inbox = &self.target.seg.inbox
     self.p.segment = self.target.seg.id
+    if self.p.kind != PIPE_TO_INBOX:
+        self.wire = _wires.get(name)
+    if self.wire is not None:
+        self.p.wire = &self.wire.l.w
     return self

@@ -51,6 +51,7 @@ cdef enum:
 cdef class Arena
 cdef class Block
 cdef class Endpoint
+cdef class Wire
 
 
 cdef class Unset:
@@ -70,6 +71,7 @@ include "memory.pxi"
 include "ring.pxi"
 include "segment.pxi"
 include "arena.pxi"
+include "wire.pxi"
 include "endpoint.pxi"
 
 # Files and processes.

@@ -1,15 +1,19 @@
 """Transports by scheme: what connects two Sockets.
 
-A transport makes connections and says hello over them; the messages of Sockets on one machine then go through shared
-memory, whatever the transport.
+``inproc`` and ``ipc`` make two Sockets of one machine known to each other; their messages then go through shared memory.
+All others make connections that carry bytes, and for one of your own there are :class:`Transport`,
+:class:`Listening`, :class:`Connection` and :func:`register`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..address import Address
 from ..errors import BadTransport
+from ..options import Option
+from .interface import Connection, Listening, Transport
 
 if TYPE_CHECKING:
     from ..connector import Connector, Dialer
@@ -24,10 +28,13 @@ class Bound(Protocol):
         """Stops listening."""
 
 
-class Transport(Protocol):
-    """How to listen and dial for one scheme."""
+class Scheme(Protocol):
+    """How a Socket listens and dials for one scheme."""
 
-    def listen(self, address: Address, connector: Connector) -> Bound:
+    options: Mapping[str, Option]
+    """Besides those that all have."""
+
+    def listen(self, address: Address, connector: Connector, options: Mapping[str, Any]) -> Bound:
         """Starts accepting connections for a connector.
 
         :raises AddressInUse: somebody alive listens there.
@@ -41,16 +48,19 @@ class Transport(Protocol):
         """
 
 
-_known: dict[str, Transport] = {}
+_known: dict[str, Scheme] = {}
 
 
 def register(scheme: str, transport: Transport) -> None:
-    """Makes a transport known under a scheme."""
-    _known[scheme] = transport
+    """Makes a transport known under a scheme: ``scheme://…`` can be listened on and dialed then.
+
+    Do it in every process that connects by it.
+    """
+    _known[scheme] = Network(transport)
 
 
-def find(address: Address) -> Transport:
-    """The transport for an address.
+def find(address: Address) -> Scheme:
+    """How to listen and dial at an address.
 
     :raises BadTransport: none is known for its scheme.
     """
@@ -59,7 +69,11 @@ def find(address: Address) -> Transport:
     return _known[address.scheme]
 
 
-from . import inproc, ipc  # noqa: E402 - they register themselves
+from . import inproc, ipc, tcp  # noqa: E402
+from .network import Network  # noqa: E402
 
-register("inproc", inproc.Inproc())
-register("ipc", ipc.Ipc())
+_known["inproc"] = inproc.Inproc()
+_known["ipc"] = ipc.Ipc()
+register("tcp", tcp.Tcp())
+
+__all__ = ["Connection", "Listening", "Transport", "find", "register"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..address import Address
 from ..errors import AddressInUse, ConnectionRefused
+from ..options import Option
 
 if TYPE_CHECKING:
     from ..connector import Connector, Dialer
@@ -56,7 +58,9 @@ class _End:
 class Inproc:
     """See the module."""
 
-    def listen(self, address: Address, connector: Connector) -> _Bound:
+    options: Mapping[str, Option] = {}
+
+    def listen(self, address: Address, connector: Connector, options: Mapping[str, Any]) -> _Bound:
         """Takes the name."""
         bound = _Bound(address, connector)
         with _lock:

@@ -18,7 +18,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -27,6 +27,7 @@ from .. import names
 from ..address import Address
 from ..background import background
 from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
+from ..options import Option
 from .hello import Hello
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ _PAUSE = 0.1
 class Ipc:
     """See the module."""
 
-    def listen(self, address: Address, connector: Connector) -> _Bound:
+    options: Mapping[str, Option] = {}
+
+    def listen(self, address: Address, connector: Connector, options: Mapping[str, Any]) -> _Bound:
         """Binds the path. One that nobody listens on any more is replaced."""
         return _Bound(address, connector)
 

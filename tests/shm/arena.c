@@ -1042,7 +1042,7 @@ static known_arena known = {{1, 3}, &field};
 static void connect_peers(void)
 {
     uint32_t id = pipe_reserve(&own);
-    pipe_open(&own, id, "other", 7);
+    pipe_open(&own, id, "other", 7, PIPE_TO_INBOX);
     only_peer = (peer){.id = id, .peer_id = 7, .slot = pipe_find(&own, id), .inbox = &other.inbox, .segment = other_id};
     peers_memory.list = (peer_list){.version = segment_version(&own),
                                     .size = 2,

@@ -223,7 +223,7 @@ static peer_list *peers = &peers_memory.list;
 static void connect_peers(void)
 {
     uint32_t id = pipe_reserve(&own);
-    pipe_open(&own, id, "other", 7);
+    pipe_open(&own, id, "other", 7, PIPE_TO_INBOX);
     CHECK(id == 1, "the first pipe is %u", id);
     only_peer = (peer){.id = id, .peer_id = 7, .slot = pipe_find(&own, id), .inbox = &other.inbox};
     *peers = (peer_list){.version = segment_version(&own), .size = 2, .receivers = 1, .only = &only_peer};

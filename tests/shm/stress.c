@@ -597,7 +597,7 @@ static uint32_t open_pipe(segment *seg, unsigned node_number, uint32_t peer_id)
     snprintf(name, sizeof name, "%u", node_number);
     uint32_t id = pipe_reserve(seg);
     CHECK(id, "no free slot");
-    pipe_open(seg, id, name, peer_id);
+    pipe_open(seg, id, name, peer_id, PIPE_TO_INBOX);
     return id;
 }
 
@@ -1090,7 +1090,7 @@ static void test_pipe_table(void)
     for (unsigned i = 0; i < SLOTS_MOST; i++) {
         CHECK(ids[i] && pipe_find(seg, ids[i]), "pipe %u", ids[i]);
         uint32_t version = segment_version(seg);
-        pipe_open(seg, ids[i], "x", 1);
+        pipe_open(seg, ids[i], "x", 1, PIPE_TO_INBOX);
         CHECK(segment_version(seg) != version, "opening a pipe is a new version");
     }
     /* The slot is used again, but not its id, for as long as generations last. */
@@ -1104,7 +1104,7 @@ static void test_pipe_table(void)
     }
     CHECK(!pipe_find(seg, 0) && !pipe_find(seg, 0x10000) && !pipe_find(seg, 0xffff), "no pipes");
     pipe_release(seg, 0xabcd1234);
-    pipe_open(seg, 0xabcd1234, "x", 1);
+    pipe_open(seg, 0xabcd1234, "x", 1, PIPE_TO_INBOX);
     free_node(own);
 }
 

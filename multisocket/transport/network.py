@@ -1,0 +1,382 @@
+"""Pipes over connections: from the handshake to the end.
+
+A :class:`Network` makes a scheme of a transport (see ``interface``). A connection's handshake goes on in the background
+thread. Then it becomes a wire (``shm/wire.h``): its bytes are moved natively, or, where they go through Python, by a
+thread of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .. import carrier
+from ..address import Address
+from ..background import Background, background, is_background_thread, mover
+from ..errors import Error, Timeout
+from ..options import WIRE, Option
+from ..shm import Wire
+from .interface import Connection, Listening, Transport
+
+if TYPE_CHECKING:
+    from ..connector import Connector, Dialer
+    from .hello import Hello
+
+log = logging.getLogger("multisocket")
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds until a connection must be made, handshake included."""
+
+LINGER = 5.0
+"""Seconds that a pipe which is closed may take to send what is left."""
+
+_PAUSE = 0.1
+_READ_MOST = 256 << 10
+# One connection may read so often before others come.
+_READS = 4
+_RETRY = 0.001
+
+
+class Network:
+    """A scheme whose messages go over connections of a transport."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.options: Mapping[str, Option] = {**WIRE, **transport.options}
+
+    def listen(self, address: Address, connector: Connector, options: Mapping[str, Any]) -> Bound:
+        """Starts accepting connections."""
+        return Bound(self.transport.listen(address, options), connector, options)
+
+    def dial(self, address: Address, connector: Connector, dialer: Dialer) -> None:
+        """Begins a connection. Not in the background thread: looking up a name may take long."""
+        if is_background_thread():
+            threading.Thread(target=self._dial_safely, args=(address, connector, dialer), daemon=True).start()
+        else:
+            self._dial(address, connector, dialer)
+
+    def _dial_safely(self, address: Address, connector: Connector, dialer: Dialer) -> None:
+        try:
+            self._dial(address, connector, dialer)
+        except Exception as error:
+            dialer.failed(error)
+
+    def _dial(self, address: Address, connector: Connector, dialer: Dialer) -> None:
+        ours = connector.offer()
+        try:
+            connection = self.transport.dial(address, dialer.options)
+        except BaseException:
+            connector.withdraw(ours)
+            raise
+        opening = _Opening(connection, connector, ours, str(address), dialer.options, dialer)
+        background().call(opening.start)
+
+
+class Bound:
+    """A listening end."""
+
+    def __init__(self, listening: Listening, connector: Connector, options: Mapping[str, Any]) -> None:
+        self._listening = listening
+        self._connector = connector
+        self._options = options
+        self._process = os.getpid()
+        self._closed = False
+        self.address = listening.address
+        background().call(self._resume)
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection = self._listening.accept()
+            except OSError:
+                self._pause()
+                return
+            if connection is None:
+                return
+            self._welcome(connection)
+
+    def _welcome(self, connection: Connection) -> None:
+        try:
+            ours = self._connector.offer()
+        except Error as error:
+            log.info("refused a connection of %s at %s: %s", connection.peer, self.address, error)
+            connection.close()
+            return
+        _Opening(connection, self._connector, ours, self.address, self._options, None).start()
+
+    def _pause(self) -> None:
+        """No descriptor is left: the connection waits, and is not looked at all the time meanwhile."""
+        background().unwatch(self._listening)
+        background().call_later(_PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        if not self._closed:
+            background().watch(self._listening, self._accept)
+
+    def close(self) -> None:
+        """Stops listening."""
+        if self._process != os.getpid():  # inherited by fork: it is the parent's
+            return
+        self._closed = True
+        if is_background_thread():
+            self._close()
+            return
+        done = threading.Event()
+        background().call(lambda: (self._close(), done.set())[0])  # type: ignore[func-returns-value]
+        done.wait(1.0)  # so that the address is free on return
+
+    def _close(self) -> None:
+        background().unwatch(self._listening)
+        self._listening.close()
+
+
+class _Opening:
+    """A connection until its handshake is done. In the background thread."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        connector: Connector,
+        ours: Hello,
+        address: str,
+        options: Mapping[str, Any],
+        dialer: Dialer | None,
+    ) -> None:
+        self._connection = connection
+        self._connector = connector
+        self._ours = ours
+        self._address = address
+        self._options = options
+        self._dialer = dialer
+        self._done = False
+        self._timer = background().call_later(HANDSHAKE_TIMEOUT, self._too_late)
+
+    def start(self) -> None:
+        """Begins."""
+        self._proceed()
+
+    def _proceed(self) -> None:
+        background().unwatch(self._connection)
+        if self._done:
+            return
+        try:
+            if self._connection.proceed():
+                self._open()
+                return
+        except Exception as error:
+            self._fail(error)
+            return
+        background().watch(self._connection, self._proceed, self._proceed if self._connection.wants_write else None)
+
+    def _too_late(self) -> None:
+        if not self._done:
+            self._fail(Timeout(f"no connection with {self._address} was made within {HANDSHAKE_TIMEOUT} s"))
+
+    def _open(self) -> None:
+        self._done = True
+        self._timer.cancel()
+        fd = -1
+        try:
+            fd = self._connection.detach()
+            link = (Carried if fd >= 0 else Moved)(self._connection, self._connector, self._options, fd)
+            # From here on the connector withdraws the pipe itself.
+            self._connector.open_wire(
+                self._ours, link, self._address, self._connection.peer, self._options, self._dialer
+            )
+        except Exception as error:
+            if fd >= 0:
+                os.close(fd)
+            self._connection.close()
+            self._tell_failed(error)
+            return
+        if self._dialer is not None:
+            self._dialer.connected()
+
+    def _fail(self, error: Exception) -> None:
+        self._done = True
+        self._timer.cancel()
+        background().unwatch(self._connection)
+        self._connection.close()
+        self._connector.withdraw(self._ours)
+        self._tell_failed(error)
+
+    def _tell_failed(self, error: Exception) -> None:
+        if self._dialer is not None:
+            self._dialer.failed(error)
+        else:
+            log.info("a connection of %s at %s came to nothing: %s", self._connection.peer, self._address, error)
+
+
+class WireLink:
+    """What the connector has of a connection: how to begin and to end it."""
+
+    def __init__(self, connection: Connection, connector: Connector, options: Mapping[str, Any], fd: int) -> None:
+        self._connection = connection
+        self._connector = connector
+        self._fd = fd
+        self.options = options
+        self.wire: Wire
+        self.is_gone = False
+
+    def begin(self, wire: Wire) -> None:
+        """The pipe is open: bytes may come and go."""
+        self.wire = wire
+        wire.driver = self
+        carrier.carry(wire, self._fd)
+
+    def close(self, linger: float = LINGER) -> None:
+        """Sends what is left, for so many seconds, and ends the connection."""
+        self.wire.finish(linger)
+
+    def on_end(self, reason: str) -> None:
+        """The connection has ended, or must."""
+        self._connector.broken(self.wire.pipe, reason, of=self)
+
+    def on_writable(self) -> None:
+        """See ``carrier.Driver``."""
+
+    def on_gone(self) -> None:
+        """It is closed."""
+        self.is_gone = True
+        self._connector.link_is_gone()
+
+
+class Carried(WireLink):
+    """A connection whose bytes are moved natively."""
+
+
+class Moved(WireLink):
+    """A connection whose bytes go through Python, in the thread of the mover."""
+
+    def __init__(self, connection: Connection, connector: Connector, options: Mapping[str, Any], fd: int) -> None:
+        super().__init__(connection, connector, options, fd)
+        self._thread: Background = mover()
+        self._unread = b""
+        self._is_over = False
+        self._is_watching = False
+        self._finish_at: float | None = None
+
+    def begin(self, wire: Wire) -> None:
+        """The pipe is open: bytes may come and go."""
+        super().begin(wire)
+        self._thread.call(self._start)
+
+    def close(self, linger: float = LINGER) -> None:
+        """Sends what is left, for so many seconds, and ends the connection."""
+        self._thread.call(lambda: self._finish(linger))
+
+    def on_writable(self) -> None:
+        """There is something to be written."""
+        self._thread.call(self._ready)
+
+    # In the mover's thread:
+
+    def _start(self) -> None:
+        if self.options["raw"]:
+            self._guarded(self.wire.go_on)
+        self._ready()
+
+    def _watch(self) -> None:
+        self._thread.unwatch(self._connection)
+        reads = not self._unread and not self.wire.blocked and not self._is_over
+        writes = self._connection.wants_write
+        if self.is_gone or not (reads or writes):
+            return
+        self._thread.watch(
+            self._connection, self._ready if reads else None, self._ready if writes else None
+        )
+
+    def _ready(self) -> None:
+        if self.is_gone:
+            return
+        if self._guarded(self._move):
+            self._watch()
+
+    def _move(self) -> None:
+        self._connection.proceed()
+        self._read()
+        self._write()
+        if self._finish_at is not None and (self.wire.is_idle and not self._connection.wants_write):
+            self._end()
+
+    def _guarded(self, call: Any) -> bool:
+        """Whatever goes wrong ends this connection, and nothing else."""
+        try:
+            call()
+        except Exception as error:
+            self._break(str(error))
+            return False
+        return True
+
+    def _break(self, reason: str) -> None:
+        self._is_over = True
+        self._thread.unwatch(self._connection)
+        background().call(lambda: self.on_end(reason))
+
+    def _read(self) -> None:
+        for _ in range(_READS):
+            if self.wire.blocked:
+                self.wire.go_on()
+            if self.wire.blocked:
+                self._thread.call_later(_RETRY, self._ready)
+                return
+            data = self._unread or (None if self._is_over else self._connection.read(_READ_MOST))
+            if data is None:
+                return
+            if not data:
+                self._read_end()
+                return
+            self._unread = data[self.wire.receive(data) :]
+        self._thread.call(self._ready)  # there may be more; others come first
+
+    def _read_end(self) -> None:
+        reason = self.wire.end()
+        if reason is None:  # no room for the word of the end
+            self._thread.call_later(_RETRY, self._ready)
+            return
+        self._is_over = True
+        if not (self.options["raw"] and not self.options["close_on_eof"]):
+            background().call(lambda: self.on_end(reason))
+
+    def _write(self) -> None:
+        for _ in range(_READS):
+            if self._connection.wants_write:
+                return
+            data = self.wire.gather(self._connection.is_framed)
+            if not data:
+                return
+            taken = self._connection.write(memoryview(data))
+            self.wire.consume(taken)
+            if taken < len(data):
+                return
+        self._thread.call(self._ready)
+
+    def _finish(self, linger: float) -> None:
+        if self.is_gone:
+            return
+        if linger <= 0:
+            self._end()
+            return
+        self._finish_at = time.monotonic() + linger
+        self._thread.call_later(linger, self._end)
+        self._ready()
+
+    def _end(self) -> None:
+        if self.is_gone:
+            return
+        self.is_gone = True
+        self._thread.unwatch(self._connection)
+        with contextlib.suppress(Exception):
+            self._connection.close()
+        self.wire.finish(0)
+
+    def on_gone(self) -> None:
+        """It is closed."""
+        self._thread.call(self._end)
+        super().on_gone()
+
