@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -27,7 +28,7 @@ class Cell:
 
     :param part: of the suite: rate, roundtrip, fan or scale.
     :param kind: of work within the part.
-    :param transport: ipc or inproc.
+    :param transport: ipc, tcp or inproc.
     :param size: of a content, bytes.
     """
 
@@ -48,16 +49,23 @@ class Side:
         return f"{self.library} {self.variant}".strip()
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass(frozen=True)
 class Layout:
     """Who takes part in a cell, and where they meet.
 
-    :param transport: ipc or inproc.
+    :param transport: ipc, tcp or inproc.
     :param size: of a content, bytes.
     :param directory: an empty one, for socket paths; removed afterwards.
     :param senders: how many.
     :param receivers: how many.
     :param duplex: the one sender and the one receiver also talk the other way.
+    :param port: of the loopback interface, for tcp; nobody's when this was made.
     """
 
     transport: str
@@ -66,10 +74,13 @@ class Layout:
     senders: int = 1
     receivers: int = 1
     duplex: bool = False
+    port: int = field(default_factory=_free_port)
 
     @property
     def address(self) -> str:
         """Where one side listens."""
+        if self.transport == "tcp":
+            return f"tcp://127.0.0.1:{self.port}"
         return "inproc://bench" if self.transport == "inproc" else f"ipc://{self.directory}/s"
 
     @property

@@ -1,4 +1,4 @@
-"""Rate: how many messages a second one sender gets to one receiver, over sizes, ipc and inproc."""
+"""Rate: how many messages a second one sender gets to one receiver, over sizes, ipc, tcp and inproc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KIND = "one to one"
 
 def jobs(settings: Settings) -> Iterator[Job]:
     """All that is to be measured."""
-    for transport in ("ipc", "inproc"):
+    for transport in ("ipc", "tcp", "inproc"):
         for size in settings.sizes:
             for peer in peers():
                 if peer.fits(Layout(transport, size, "")):

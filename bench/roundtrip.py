@@ -35,7 +35,7 @@ _END = b"."
 
 def jobs(settings: Settings) -> Iterator[Job]:
     """All that is to be measured."""
-    for transport in ("ipc", "inproc"):
+    for transport in ("ipc", "tcp", "inproc"):
         for kind, sizes in ((BUSY, settings.sizes), (IDLE, _IDLE_SIZES)):
             for size in sizes:
                 for peer in peers():

@@ -281,7 +281,10 @@ class Connector:
             else:
                 link.close()
         if not is_background_thread():
-            self._wait(lambda: all(link.is_gone for link in links if isinstance(link, WireLink)), max(end, time.monotonic() + 1.0))
+            self._wait(
+                lambda: all(link.is_gone for link in links if isinstance(link, WireLink)),
+                max(end, time.monotonic() + 1.0),
+            )
         own = self._endpoint._own_arena()
         if own is not None:
             arena.close(own)

@@ -11,6 +11,7 @@
 #define EVENTS 256
 /* The reader reads so often for one wire before it looks after others. */
 #define READS_MOST 4
+#define LOW_MARK_MOST (256 << 10)
 /* How soon it looks again whether there is room, at first and at most, ns. */
 #define RETRY_FIRST 50000
 #define RETRY_MOST 2000000
@@ -286,8 +287,7 @@ static void *write_all(void *arg)
             let_go(c, due[i]);
         pthread_mutex_unlock(&c->lock);
         /* A bell is armed only when nobody rang for one look: who rings meanwhile need not wake us. */
-        if (n == 0 && is_armed &&
-            platform_wait_many(words, tickets, words_n, event_slice(NEVER)) == WAIT_TIMEOUT)
+        if (n == 0 && is_armed && platform_wait_many(words, tickets, words_n, event_slice(NEVER)) == WAIT_TIMEOUT)
             look_at_all(c);
         is_armed = n == 0;
     }
@@ -330,6 +330,18 @@ static void read_result(carrier *c, load *l, int rc)
         l->patience = RETRY_FIRST;
 }
 
+/* For the middle of a large content it is enough to be woken once for many bytes: each time costs both sides. */
+static void set_low_mark(load *l)
+{
+    const wire_content *content = l->w.content;
+    size_t missing = content && content->is_active ? content->room - content->filled : 0;
+    int mark = missing > LOW_MARK_MOST ? LOW_MARK_MOST : missing ? (int)missing : 1;
+    if (mark == l->low_mark)
+        return;
+    l->low_mark = mark;
+    setsockopt(l->w.fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof mark);
+}
+
 /* One read. False: nothing more for now. */
 static bool read_once(carrier *c, load *l)
 {
@@ -340,10 +352,13 @@ static bool read_once(carrier *c, load *l)
         read_result(c, l, wire_filled(&l->w, c->scratch, (size_t)n));
         if (l->is_ready && (size_t)n < room && !l->is_hung)
             l->is_ready = false; /* all that there was: an edge tells of more */
+        if (!l->is_ready)
+            set_low_mark(l);
         return l->is_ready;
     }
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
         l->is_ready = false;
+        set_low_mark(l);
         return false;
     }
     if (n < 0 && errno == EINTR)

@@ -45,6 +45,7 @@ typedef struct load {
     bool is_hung; /* the system says that the end is near: read on until it comes */
     bool is_over; /* it came */
     bool is_finishing, is_shut;
+    int low_mark; /* bytes that must be there before the system tells of them */
     int64_t retry_at, patience;
     struct load *next;
 } load;

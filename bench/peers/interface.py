@@ -60,7 +60,7 @@ class Peer(ABC):
     """One way to use one library. Instances hold no state and go to other processes by pickle."""
 
     side: Side
-    transports: frozenset[str] = frozenset({"ipc", "inproc"})
+    transports: frozenset[str] = frozenset({"ipc", "tcp", "inproc"})
 
     def fits(self, layout: Layout) -> bool:
         """Whether this way makes sense there."""

@@ -287,9 +287,7 @@ class Moved(WireLink):
         writes = self._connection.wants_write
         if self.is_gone or not (reads or writes):
             return
-        self._thread.watch(
-            self._connection, self._ready if reads else None, self._ready if writes else None
-        )
+        self._thread.watch(self._connection, self._ready if reads else None, self._ready if writes else None)
 
     def _ready(self) -> None:
         if self.is_gone:
@@ -379,4 +377,3 @@ class Moved(WireLink):
         """It is closed."""
         self._thread.call(self._end)
         super().on_gone()
-
