@@ -409,7 +409,7 @@ class Connector:
             outbox,
             pipe,
             receives=self._receives,
-            most=options["max_recv_content_length"],
+            most=options.get("max_recv_content_length", 0xFFFFFFFF),
             chunk=options["raw_recv_buffer_size"] if options["raw"] else 0,
             keeps_half=not options["close_on_eof"],
             arena=self._endpoint._arena_for_wires() if self._receives else None,

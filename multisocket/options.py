@@ -99,14 +99,14 @@ DIALER: Mapping[str, Option] = {
 
 LISTENER: Mapping[str, Option] = {}
 
-# Of pipes to other machines, and raw ones.
-WIRE: Mapping[str, Option] = {
+# Of pipes that carry bytes: raw ones, and those to other machines.
+RAW: Mapping[str, Option] = {
     "raw": flag(False),
     "raw_recv_buffer_size": whole(4096, 1, 1 << 20, "bytes"),
     "close_on_eof": flag(True),
-    "max_recv_content_length": whole(256 << 20, 1, 0xFFFFFFFF, "bytes"),
     "send_queue_bytes": whole(1 << 20, 4096, 8 << 30, "bytes"),
 }
+WIRE: Mapping[str, Option] = {**RAW, "max_recv_content_length": whole(256 << 20, 1, 0xFFFFFFFF, "bytes")}
 
 
 def resolve(known: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -410,6 +410,7 @@ static void close_load(carrier *c, load *l)
     if (fd >= 0) {
         platform_poller_remove(c->poller, fd);
         close(fd);
+        wire_drop(&l->w); /* others read wires without descriptor */
     }
     l->is_ready = l->is_blocked = false;
     pthread_mutex_lock(&c->lock);

@@ -27,7 +27,7 @@ int wire_init(wire *w)
     return pthread_mutex_init(&w->writing, NULL);
 }
 
-static void drop_content(wire *w)
+void wire_drop(wire *w)
 {
     wire_content *c = w->content;
     if (!c || !c->is_active)
@@ -41,7 +41,7 @@ static void drop_content(wire *w)
 
 void wire_destroy(wire *w)
 {
-    drop_content(w);
+    wire_drop(w);
     free(w->content);
     free(w->rest);
     free(w->tail);

@@ -163,6 +163,8 @@ bool wire_is_quiet(const wire *w, const message *m);
  * WIRE_BUSY: nothing is written, take the outbox; WIRE_CLOSED, WIRE_FAILED: it is not sent. */
 int wire_write(wire *w, const message *m);
 
+/* Gives up what was read in part; in the thread that reads. */
+void wire_drop(wire *w);
 /* Takes no more part in anything. Gives the file descriptor, for the caller to close; or -1. */
 int wire_close(wire *w);
 

@@ -275,6 +275,11 @@ cdef class Wire:
             rc = wire_end(&self.l.w, scratch)
         return None if rc == WIRE_BLOCKED else _reason(rc, 0)
 
+    def drop(self):
+        """Gives up what was read in part."""
+        with nogil:
+            wire_drop(&self.l.w)
+
     cdef int check(self, int rc) except -1:
         if rc == WIRE_OK or rc == WIRE_BLOCKED:
             return 0

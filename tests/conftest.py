@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import random
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -53,10 +55,30 @@ def ipc(folder: Path) -> str:
     return f"ipc://{folder}/s"
 
 
-@pytest.fixture(params=["inproc", "ipc"])
+LOCAL = ["inproc", "ipc"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of an address run over each transport; those marked ``local`` only within one machine."""
+    if "address" in metafunc.fixturenames:
+        is_local = metafunc.definition.get_closest_marker("local") is not None
+        metafunc.parametrize("address", LOCAL if is_local else [*LOCAL, "tcp"], indirect=True)
+
+
+@pytest.fixture
 def address(request: pytest.FixtureRequest, folder: Path) -> str:
-    """An address of each local transport."""
+    """An address of each transport that needs nothing else."""
+    if request.param == "tcp":
+        return f"tcp://127.0.0.1:{free_port()}"
     return f"ipc://{folder}/s" if request.param == "ipc" else f"inproc://{folder.name}"
+
+
+def free_port() -> int:
+    """One that nobody listens on; from below those that the system gives out by itself."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(10000, 32000)))
+            return int(probe.getsockname()[1])
 
 
 class Processes:
@@ -128,7 +150,7 @@ def make_socket(folder: Path) -> Iterator[Callable[..., ms.Socket]]:
 
 @pytest.fixture
 def pair(make_socket: Callable[..., ms.Socket], address: str) -> tuple[ms.Socket, ms.Socket]:
-    """A listening and a dialing Socket, connected, over each local transport."""
+    """A listening and a dialing Socket, connected, over each of these transports."""
     return connected(make_socket, address)
 
 

@@ -6,6 +6,8 @@ hello each: u32 BE length, then a msgpack map ``{multisocket: version, segment, 
 alone says that the process is gone.
 
 The peer must be of the same user, as the kernel tells it.
+
+With ``raw=True`` there is no hello: the socket carries bytes of a program that knows nothing of all this.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ from .. import names
 from ..address import Address
 from ..background import background
 from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
-from ..options import Option
+from ..options import RAW, Option
 from .hello import Hello
+from .interface import Connection, Listening, Transport
+from .network import Network
 
 if TYPE_CHECKING:
     from ..connector import Connector, Dialer
+    from . import Bound
 
 VERSION = 1
 BACKLOG = 4096
@@ -46,14 +51,22 @@ _PAUSE = 0.1
 class Ipc:
     """See the module."""
 
-    options: Mapping[str, Option] = {}
+    options: Mapping[str, Option] = RAW
 
-    def listen(self, address: Address, connector: Connector, options: Mapping[str, Any]) -> _Bound:
+    def __init__(self) -> None:
+        self._raw = Network(_RawUnix())
+
+    def listen(self, address: Address, connector: Connector, options: Mapping[str, Any]) -> Bound:
         """Binds the path. One that nobody listens on any more is replaced."""
+        if options["raw"]:
+            return self._raw.listen(address, connector, options)
         return _Bound(address, connector)
 
     def dial(self, address: Address, connector: Connector, dialer: Dialer) -> None:
         """Connects at once; hello goes on in the background thread."""
+        if dialer.options["raw"]:
+            self._raw.dial(address, connector, dialer)
+            return
         connection = _connect(address)
         try:
             ours = connector.offer()
@@ -162,28 +175,24 @@ def _why_not_bound(address: Address, error: OSError) -> Error:
     return BadAddress(f"{address}: cannot listen there: {error.strerror}")
 
 
-class _Bound:
+class _Place:
     """A listening socket, and its file."""
 
-    def __init__(self, address: Address, connector: Connector) -> None:
-        self.address = str(address)
-        self._process = os.getpid()
-        self._connector = connector
+    def __init__(self, address: Address) -> None:
         self._path = _unix_path(address)
-        self._socket = _new_socket()
+        self.socket = _new_socket()
         try:
             if self._is_abstract:
                 self._bind_abstract(address)
             else:
-                _bind_path(self._socket, address, self._path)
+                _bind_path(self.socket, address, self._path)
                 # The working directory may be another one when it is closed.
                 self._path = os.path.abspath(self._path)
                 self._file = os.stat(self._path)
         except BaseException:
-            self._socket.close()
+            self.socket.close()
             raise
-        self._socket.setblocking(False)
-        background().call(lambda: background().watch(self._socket, self._accept))
+        self.socket.setblocking(False)
 
     @property
     def _is_abstract(self) -> bool:
@@ -191,10 +200,31 @@ class _Bound:
 
     def _bind_abstract(self, address: Address) -> None:
         try:
-            self._socket.bind(self._path)
-            self._socket.listen(BACKLOG)
+            self.socket.bind(self._path)
+            self.socket.listen(BACKLOG)
         except OSError as error:
             raise _why_not_bound(address, error) from error
+
+    def remove_file(self) -> None:
+        """Nobody can find it any more."""
+        if self._is_abstract:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._path), self._file):
+                os.unlink(self._path)
+        names.remove_socket_path(self._path)
+
+
+class _Bound:
+    """Accepts Sockets at a place."""
+
+    def __init__(self, address: Address, connector: Connector) -> None:
+        self.address = str(address)
+        self._process = os.getpid()
+        self._connector = connector
+        self._place = _Place(address)
+        self._socket = self._place.socket
+        background().call(lambda: background().watch(self._socket, self._accept))
 
     def _accept(self) -> None:
         while True:
@@ -220,8 +250,7 @@ class _Bound:
     def close(self) -> None:
         if self._process != os.getpid():  # inherited by fork: it is the parent's
             return
-        if not self._is_abstract:
-            self._remove_file()
+        self._place.remove_file()
         # Closed by the thread that watches it, else it might watch a new descriptor of the same number.
         background().call(self._close)
 
@@ -229,14 +258,16 @@ class _Bound:
         background().unwatch(self._socket)
         self._socket.close()
 
-    def _remove_file(self) -> None:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(self._path), self._file):
-                os.unlink(self._path)
-        names.remove_socket_path(self._path)
-
 
 # --- connections ---
+
+
+def _check_peer(connection: socket.socket, address: str) -> None:
+    """That it is of the same user, as the kernel knows it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    if user != os.geteuid():
+        raise ConnectionRefused(f"the peer at {address} is of user {user}, not of ours ({os.geteuid()})")
 
 
 class _Connection:
@@ -294,14 +325,6 @@ class _Connection:
     def _fail(self, error: Exception) -> None:
         self.close()
 
-    def _check_peer(self) -> int:
-        """The peer's process id, as the kernel knows it."""
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, user, _ = struct.unpack("3i", credentials)
-        if user != os.geteuid():
-            raise ConnectionRefused(f"the peer at {self._address} is of user {user}, not of ours ({os.geteuid()})")
-        return int(pid)
-
     def _send(self, data: bytes) -> None:
         with contextlib.suppress(OSError):
             self._socket.send(data, socket.MSG_NOSIGNAL)
@@ -325,7 +348,7 @@ class _Accepted(_Connection):
     """The listener's end: opens its pipe first, then answers, so that whoever gets the answer can be answered."""
 
     def _greeted(self, theirs: Hello) -> None:
-        self._check_peer()
+        _check_peer(self._socket, self._address)
         self._ours = ours = self._connector.offer()
         self._connector.open(ours, theirs, self, self._address, None)
         self._is_open = True
@@ -352,7 +375,7 @@ class _Dialing(_Connection):
         self._send(_hello_bytes(self._ours))
 
     def _greeted(self, theirs: Hello) -> None:
-        self._check_peer()
+        _check_peer(self._socket, self._address)
         self._reserved = False  # open takes it back itself
         self._connector.open(self._ours, theirs, self, self._address, self._dialer)
         self._is_open = True
@@ -364,6 +387,80 @@ class _Dialing(_Connection):
             self._reserved = False
             self._connector.withdraw(self._ours)
         self._dialer.failed(error)
+
+
+# --- raw: without hello ---
+
+
+class _RawConnection(Connection):
+    """A socket whose bytes are contents."""
+
+    def __init__(self, connection: socket.socket, address: str) -> None:
+        self._socket = connection
+        self._address = address
+
+    def fileno(self) -> int:
+        """See ``Connection``, as of all these."""
+        return self._socket.fileno()
+
+    def proceed(self) -> bool:
+        """Connected it is already."""
+        _check_peer(self._socket, self._address)
+        return True
+
+    def read(self, most: int) -> bytes | None:
+        """Not called: its descriptor is given away."""
+        raise NotImplementedError
+
+    def write(self, data: memoryview) -> int:
+        """Not called: its descriptor is given away."""
+        raise NotImplementedError
+
+    def detach(self) -> int:
+        """Its bytes are moved natively."""
+        return self._socket.detach()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._socket.close()
+
+
+class _RawListening(Listening):
+    """Accepts programs at a place."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = str(address)
+        self._place = _Place(address)
+
+    def fileno(self) -> int:
+        """See ``Listening``, as of all these."""
+        return self._place.socket.fileno()
+
+    def accept(self) -> _RawConnection | None:
+        """The next program."""
+        try:
+            connection, _ = self._place.socket.accept()
+        except BlockingIOError:
+            return None
+        connection.setblocking(False)
+        return _RawConnection(connection, self.address)
+
+    def close(self) -> None:
+        """Removes the file too."""
+        self._place.remove_file()
+        self._place.socket.close()
+
+
+class _RawUnix(Transport):
+    """Unix sockets as they are."""
+
+    def listen(self, address: Address, options: Mapping[str, Any]) -> _RawListening:
+        """Binds the path."""
+        return _RawListening(address)
+
+    def dial(self, address: Address, options: Mapping[str, Any]) -> _RawConnection:
+        """Connects at once."""
+        return _RawConnection(_connect(address), str(address))
 
 
 # --- hello ---

@@ -243,6 +243,7 @@ class WireLink:
     def on_gone(self) -> None:
         """It is closed."""
         self.is_gone = True
+        self.wire.driver = None  # they refer to each other
         self._connector.link_is_gone()
 
 
@@ -371,6 +372,7 @@ class Moved(WireLink):
         self._thread.unwatch(self._connection)
         with contextlib.suppress(Exception):
             self._connection.close()
+        self.wire.drop()
         self.wire.finish(0)
 
     def on_gone(self) -> None:

@@ -66,6 +66,7 @@ def test_of_several_gib(make_socket: Make, folder: object) -> None:
     assert client.stats()["arena_memory"] == 0
 
 
+@pytest.mark.local
 def test_a_view_lives_as_long_as_somebody_uses_it(pair: Pair) -> None:
     server, client = pair
     client.send(content_of(MIB))
@@ -153,6 +154,7 @@ def test_a_view_of_a_sent_loan_does_not_reach_other_messages(pair: Pair) -> None
     assert is_unused(client)
 
 
+@pytest.mark.local
 def test_to_all_is_written_once(make_socket: Make, address: str) -> None:
     server = make_socket()
     server.listen(address)
@@ -209,6 +211,7 @@ def test_kept_for_nobody(make_socket: Make) -> None:
     client.close()
 
 
+@pytest.mark.local
 def test_unread_when_its_receiver_closes(make_socket: Make, address: str) -> None:
     """What was for one goes to another; what was for all is given back."""
     server, first = connected(make_socket, address)
@@ -254,6 +257,7 @@ def test_ttl_is_used_up(pair: Pair) -> None:
         pair[1].send_msg(last)
 
 
+@pytest.mark.local
 def test_at_its_limit_send_waits(make_socket: Make, address: str) -> None:
     server, client = connected(make_socket, address, arena_limit=3 * MIB)
     held = []
@@ -274,6 +278,7 @@ def test_at_its_limit_send_waits(make_socket: Make, address: str) -> None:
     assert len(server.recv(DEADLINE)) == 20 * MIB
 
 
+@pytest.mark.local
 def test_a_waiting_send_goes_on(make_socket: Make, address: str, threads: Callable[..., object]) -> None:
     server, client = connected(make_socket, address, arena_limit=MIB)
     client.send(bytes(MIB))
@@ -283,6 +288,7 @@ def test_a_waiting_send_goes_on(make_socket: Make, address: str, threads: Callab
     assert server.recv(DEADLINE) == b"n" * MIB
 
 
+@pytest.mark.local
 def test_best_effort_drops_at_the_limit(make_socket: Make, address: str) -> None:
     server, client = make_socket(), make_socket(arena_limit=MIB, send_best_effort=True)
     server.listen(address)
@@ -305,6 +311,7 @@ def test_without_an_arena(make_socket: Make, address: str) -> None:
     assert client._own_arena() is None
 
 
+@pytest.mark.local
 def test_the_queue_holds_so_many_bytes_wherever_they_lie(make_socket: Make, address: str) -> None:
     server, client = make_socket(recv_queue_bytes=MIB), make_socket()
     server.listen(address)
@@ -315,6 +322,7 @@ def test_the_queue_holds_so_many_bytes_wherever_they_lie(make_socket: Make, addr
         client.send(bytes(300_000), timeout=0)
 
 
+@pytest.mark.local
 def test_memory_goes_back_after_a_burst(pair: Pair) -> None:
     server, client = pair
     client.send(bytes(40 * MIB))

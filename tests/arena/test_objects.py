@@ -17,6 +17,7 @@ from multisocket.shm import Ring
 Pair = tuple[ms.Socket, ms.Socket]
 
 
+@pytest.mark.local
 def test_pickle(pair: Pair) -> None:
     server, client = pair
     for n in (3, 1_000_000):
@@ -77,6 +78,7 @@ class _Text:
         return b"".join(parts).decode()
 
 
+@pytest.mark.local
 def test_ones_own_serializer(pair: Pair) -> None:
     serializer.register("text", _Text())
     pair[1].send_obj(12345, serializer="text")

@@ -47,6 +47,7 @@ def test_connect_with_direction(make_socket: Make, address: str) -> None:
     assert server.recv(DEADLINE) == b"x"
 
 
+@pytest.mark.local
 def test_pipes_tell_who_is_there(pair: Pair, address: str) -> None:
     for sock, dialed in zip(pair, (False, True), strict=True):
         (pipe,) = sock.pipes
@@ -175,6 +176,7 @@ def test_listener_and_dialer_can_be_closed(make_socket: Make, address: str) -> N
     make_socket().listen(address)
 
 
+@pytest.mark.local
 def test_pipe_limit(make_socket: Make, address: str) -> None:
     server = make_socket(pipe_limit=2)
     server.listen(address)
@@ -223,6 +225,7 @@ def _raise(pipe: ms.Pipe) -> bool:
 
 @pytest.mark.parametrize("side", ["listening", "dialing"])
 @pytest.mark.parametrize("refuse", [lambda pipe: False, _raise])
+@pytest.mark.local
 def test_negotiator_refuses(make_socket: Make, address: str, side: str, refuse: Callable[..., bool]) -> None:
     server, client = make_socket(), make_socket()
     (server if side == "listening" else client).negotiator = refuse
@@ -242,6 +245,7 @@ def test_negotiator_accepts(make_socket: Make, address: str) -> None:
     assert seen == server.pipes
 
 
+@pytest.mark.local
 def test_to_one_messages_of_a_closed_peer_go_to_another(make_socket: Make, address: str) -> None:
     server, first, second = make_socket(), make_socket(), make_socket()
     server.listen(address)
@@ -258,6 +262,7 @@ def test_to_one_messages_of_a_closed_peer_go_to_another(make_socket: Make, addre
         second.recv(timeout=0)
 
 
+@pytest.mark.local
 def test_unreceived_messages_wait_for_the_next_peer(make_socket: Make, address: str) -> None:
     server, first, second = make_socket(), make_socket(), make_socket()
     server.listen(address)

@@ -78,6 +78,7 @@ def test_to_all(make_socket: Make, address: str) -> None:
         assert (msg.content, msg.send_type) == (b"news", TO_ALL)
 
 
+@pytest.mark.local
 def test_to_one_goes_to_the_shortest_queue(make_socket: Make, address: str) -> None:
     server = make_socket()
     server.listen(address)
@@ -95,6 +96,7 @@ def test_to_one_goes_to_the_shortest_queue(make_socket: Make, address: str) -> N
     assert [client.stats()["depth"] for client in clients] == [3, 3, 3]
 
 
+@pytest.mark.local
 def test_to_one_leaves_out_who_is_full_or_discards(make_socket: Make, address: str) -> None:
     server = make_socket(send_timeout=0.0)
     server.listen(address)
@@ -132,6 +134,7 @@ def test_many(pair: Pair) -> None:
         server.recv_many(0)
 
 
+@pytest.mark.local
 def test_many_are_shared_out(make_socket: Make, address: str) -> None:
     server = make_socket()
     server.listen(address)
@@ -143,6 +146,7 @@ def test_many_are_shared_out(make_socket: Make, address: str) -> None:
     assert [client.stats()["depth"] for client in clients] == [100] * 4
 
 
+@pytest.mark.local
 def test_many_that_do_not_fit(make_socket: Make, address: str) -> None:
     server, client = make_socket(recv_queue_size=10), make_socket()
     server.listen(address)
@@ -239,6 +243,7 @@ def test_broken_paths(pair: Pair) -> None:
         server.send_to(source, b"too late")
 
 
+@pytest.mark.local
 def test_best_effort_drops(make_socket: Make, address: str) -> None:
     server, client = make_socket(recv_queue_size=2), make_socket(send_best_effort=True)
     server.listen(address)
@@ -252,6 +257,7 @@ def test_best_effort_drops(make_socket: Make, address: str) -> None:
     assert server.recv_many(9) == [b"1", b"2"]
 
 
+@pytest.mark.local
 def test_send_all_waits_for_the_slow_and_tells_who_got_it(make_socket: Make, address: str) -> None:
     server = make_socket()
     server.listen(address)
@@ -266,6 +272,7 @@ def test_send_all_waits_for_the_slow_and_tells_who_got_it(make_socket: Make, add
     assert (fast.recv_many(9), slow.recv_many(9)) == ([b"1", b"2"], [b"1"])
 
 
+@pytest.mark.local
 def test_too_long_names_both_sizes(make_socket: Make, address: str) -> None:
     server, client = make_socket(recv_queue_bytes=65536), make_socket(recv_queue_bytes=65536, arena_limit=0)
     for _ in range(2):  # not connected: what is kept has a limit too
@@ -282,6 +289,7 @@ def test_too_long_names_both_sizes(make_socket: Make, address: str) -> None:
     assert server.recv(DEADLINE) == b"fits"
 
 
+@pytest.mark.local
 def test_longer_than_the_receiver_wants(make_socket: Make, address: str) -> None:
     server, client = make_socket(max_recv_content_length=1000), make_socket()
     server.listen(address)

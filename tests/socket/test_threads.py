@@ -57,6 +57,7 @@ def test_threads_with_long_contents(make_socket: Make, address: str, threads: St
     assert sorted(map(len, got)) == sorted(list(range(100_000, 100_050)) * 4)
 
 
+@pytest.mark.local
 def test_close_wakes_blocked_threads(make_socket: Make, address: str, threads: Start) -> None:
     server, client = connected(make_socket, address, recv_queue_size=1)
     client.send(b"fills it")
@@ -75,6 +76,7 @@ def test_close_wakes_blocked_threads(make_socket: Make, address: str, threads: S
     wait_until(lambda: len(ended) == 8, "all were woken")
 
 
+@pytest.mark.local
 def test_pipes_come_and_go_while_threads_send(make_socket: Make, address: str, threads: Start) -> None:
     """To-one messages of pipes that are closed meanwhile go to others: none is lost, none comes twice."""
     server = make_socket(send_queue_size=100_000)
@@ -107,6 +109,7 @@ def test_pipes_come_and_go_while_threads_send(make_socket: Make, address: str, t
 
 
 @pytest.mark.parametrize("blocked", ["recv", "send", "recv_many"])
+@pytest.mark.local
 def test_ctrl_c_in_a_blocking_call(make_socket: Make, address: str, threads: Start, blocked: str) -> None:
     server, client = connected(make_socket, address, recv_queue_size=1)
     client.send(b"fills it")
