@@ -109,6 +109,7 @@ def test_close_waits_for_what_is_kept(make_socket: Make, address: str, threads: 
     assert server.recv(DEADLINE) == b"kept"
 
 
+@pytest.mark.local
 def test_reconnecting(make_socket: Make, address: str) -> None:
     client, server = make_socket(), make_socket()
     server.listen(address)

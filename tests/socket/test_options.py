@@ -37,7 +37,7 @@ def test_bad_options(options: dict[str, Any], match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "address"),
+    ("text", "parts"),
     [
         ("inproc://a", Address("inproc", "a")),
         ("ipc:///tmp/x.sock#listen", Address("ipc", "/tmp/x.sock", (), "listen")),
@@ -45,8 +45,8 @@ def test_bad_options(options: dict[str, Any], match: str) -> None:
         ("tls+tcp://host:1", Address("tls+tcp", "host:1")),
     ],
 )
-def test_addresses(text: str, address: Address) -> None:
-    assert parse(text) == address
+def test_addresses(text: str, parts: Address) -> None:
+    assert parse(text) == parts
 
 
 @pytest.mark.parametrize(
