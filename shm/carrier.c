@@ -15,6 +15,8 @@
 /* How soon it looks again whether there is room, at first and at most, ns. */
 #define RETRY_FIRST 50000
 #define RETRY_MOST 2000000
+/* How soon it looks again whether a peer has confirmed all, ns. */
+#define CONFIRM_NS 2000000
 /* An arena that has no room for so long will have none for this wire, ns. */
 #define STARVE_MOST ((int64_t)30 * 1000000000)
 /* The writer takes so many wires at a go. */
@@ -419,15 +421,15 @@ static void close_load(carrier *c, load *l)
     pthread_mutex_unlock(&c->lock);
 }
 
-/* A wire that shall end. */
-static void finish(carrier *c, load *l, int64_t now)
+/* A wire that shall end: gives when to look at it again. */
+static int64_t finish(carrier *c, load *l, int64_t now)
 {
     l->is_finishing = true;
     l->is_blocked = false;
     bool broken = atomic_load_explicit(&l->w.is_broken, memory_order_acquire) || l->w.fd < 0;
     if (broken || now >= l->finish_by) {
         close_load(c, l);
-        return;
+        return NEVER;
     }
     if (!l->is_shut && wire_is_idle(&l->w)) {
         shutdown(l->w.fd, SHUT_WR);
@@ -436,8 +438,12 @@ static void finish(carrier *c, load *l, int64_t now)
     }
     if (l->is_shut && !l->is_over)
         read_garbage(c, l);
-    if (l->is_shut && l->is_over)
+    /* Closed earlier, what is on its way would be lost. */
+    if (l->is_shut && (l->is_over || platform_unconfirmed(l->w.fd) == 0)) {
         close_load(c, l);
+        return NEVER;
+    }
+    return l->is_shut ? now + CONFIRM_NS : atomic_load(&l->finish_by);
 }
 
 /* Goes through all wires: gives when to look again, or 0: at once. */
@@ -460,8 +466,7 @@ static int64_t look_after_all(carrier *c)
             next = least(next, l->retry_at);
         int64_t finish_by = atomic_load(&l->finish_by);
         if (finish_by) {
-            next = least(next, finish_by);
-            finish(c, l, now);
+            next = least(next, finish(c, l, now));
         } else if (is_ready) {
             next = 0;
         }

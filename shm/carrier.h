@@ -76,8 +76,8 @@ void carrier_remove_post(carrier *c, post *p);
 
 /* Begins to carry. w.fd is non-blocking, or -1. 0 or an errno. */
 int carrier_add(carrier *c, load *l);
-/* Writes what is left, tells the peer that nothing more comes, and waits until it has ended as well, but not after `deadline`
- * (0: not at all). Then TOLD_GONE. Twice is no error; the earlier deadline counts. */
+/* Writes what is left, tells the peer that nothing more comes, and waits until it has all of that, or has ended as well,
+ * but not after `deadline` (0: not at all). Then TOLD_GONE. Twice is no error; the earlier deadline counts. */
 void carrier_finish(carrier *c, load *l, int64_t deadline);
 
 #endif

@@ -65,6 +65,9 @@ void platform_poller_remove(int poller, int fd);
 /* Waits until `deadline` at most; gives how many were filled in. */
 int platform_poller_wait(int poller, readiness *out, int most, int64_t deadline);
 
+/* Bytes that a connection's other end has not confirmed yet; 0 where closing the connection takes nothing from them. */
+int platform_unconfirmed(int fd);
+
 /* A descriptor that is readable from a poke until it is calmed. */
 int platform_poke_new(void);
 void platform_poke(int fd);

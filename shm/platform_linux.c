@@ -5,11 +5,14 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <string.h>
 #include <time.h>
@@ -278,6 +281,15 @@ int platform_poller_wait(int poller, readiness *out, int most, int64_t deadline)
                       (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) ? READY_TO_END : 0);
     }
     return n;
+}
+
+int platform_unconfirmed(int fd)
+{
+    int domain, bytes = 0;
+    socklen_t size = sizeof domain;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain == AF_UNIX)
+        return 0;
+    return ioctl(fd, SIOCOUTQ, &bytes) == 0 ? bytes : 0;
 }
 
 int platform_poke_new(void)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import multisocket as ms
-from conftest import DEADLINE, wait_until
+from conftest import DEADLINE, Processes, wait_until
 
 Make = Callable[..., ms.Socket]
 
@@ -77,6 +78,58 @@ def test_room_in_any_of_many_full_peers(make_socket: Make, threads: Callable[...
         assert client.recv(DEADLINE) == b"fills one"
         assert client.recv(DEADLINE) == b"next"
         server.send(b"fills one", timeout=0)
+
+
+def test_two_thousand_connections(make_socket: Make, processes: Processes) -> None:
+    """Over tcp, of another process; each costs one descriptor."""
+    count = 2000
+    _let_have_descriptors(count + 1000)
+    server = make_socket()
+    address = server.listen("tcp://127.0.0.1:0").address
+    before = _descriptors()
+    client = processes.run(_MANY, str(count), address.rpartition(":")[2])
+    wait_until(lambda: len(server.pipes) == count, "all are connected")
+    assert _descriptors() - before <= count + 20
+    for _ in range(3 * count):
+        msg = server.recv_msg(DEADLINE)
+        server.send_to(msg.source, msg.content)
+    assert server.send_all(b"news") == count
+    assert client.wait(DEADLINE) == 0, client.stderr
+    wait_until(lambda: not server.pipes, "all are gone")
+    wait_until(lambda: _descriptors() <= before + 20, "descriptors are given back")
+
+
+def _let_have_descriptors(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        pytest.skip(f"this system lets a process have {hard} descriptors only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+
+
+_MANY = """
+import resource, socket, sys
+from multisocket.message import Message, encode
+
+count, port = int(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+connections = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(count)]
+
+def read(one, size):
+    data = b""
+    while len(data) < size:
+        more = one.recv(size - len(data))
+        assert more
+        data += more
+    return data
+
+for turn in range(3):
+    for i, one in enumerate(connections):
+        one.sendall(encode(Message(b"%06d" % i)))
+    for i, one in enumerate(connections):
+        assert read(one, 18).endswith(b"%06d" % i)
+for one in connections:
+    assert read(one, 12).endswith(b"news")
+"""
 
 
 def test_a_thousand_clients_of_one_server(make_socket: Make) -> None:
