@@ -69,7 +69,7 @@ def register(name: str, serializer: Serializer, *, is_safe: bool = False) -> Non
     """Makes a serializer known, for ``send_obj(..., serializer=name)`` and for what such a sender sends.
 
     :param name: ASCII, at most 255 characters; both sides must know it by the same name.
-    :param is_safe: it may read what comes over a network: whatever bytes are there, nothing but an object comes of them.
+    :param is_safe: it may read what comes over a network: of whatever bytes, nothing but an object comes.
     :raises BadOption: another name is needed.
     """
     if not name.isascii() or not 0 < len(name) < 256 or name == MSGPACK:

@@ -238,7 +238,7 @@ static void look_at_all(carrier *c)
 {
     pthread_mutex_lock(&c->lock);
     for (load *l = c->loads; l; l = l->next)
-        if (ring_depth(l->w.outbox))
+        if (!wire_looks_idle(&l->w))
             bell_ring(l->post->rung, l->post->waiting, slot_of(l));
     pthread_mutex_unlock(&c->lock);
 }

@@ -732,8 +732,9 @@ int wire_write(wire *w, const message *m)
     int rc = write_locked(w, m);
     end_writing(w);
     /* Half a message is left, or others found the wire busy in the meantime and rely on us. */
-    if (rc == WIRE_OK && (atomic_load_explicit(&w->is_writing, memory_order_relaxed) || ring_depth(w->outbox)))
-        wire_flush(w);
+    if (rc == WIRE_OK && !wire_looks_idle(w))
+        while (wire_flush(w) == WIRE_MORE)
+            continue;
     return rc;
 }
 

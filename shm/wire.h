@@ -146,7 +146,11 @@ int wire_gather(wire *w, wire_batch *batch, unsigned most);
 /* n bytes of these have been taken. */
 void wire_consume(wire *w, size_t n);
 
-/* Whether there is nothing to be written. */
+/* Whether there is nothing to be written: a quick look, and a certain one, which waits for who is just writing. */
+static inline bool wire_looks_idle(const wire *w)
+{
+    return !atomic_load_explicit(&w->is_writing, memory_order_relaxed) && ring_depth(w->outbox) == 0;
+}
 bool wire_is_idle(wire *w);
 
 /* --- writing to a file descriptor --- */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -38,6 +39,16 @@ def wait_until(condition: Callable[[], Any], what: str, deadline: float = DEADLI
         assert time.monotonic() < end, f"waited {deadline} s in vain: {what}"
         time.sleep(0.002)
     return result
+
+
+def until_full(send: Callable[[int], object]) -> int:
+    """Sends numbered messages until one times out; how many were sent."""
+    for number in itertools.count():
+        try:
+            send(number)
+        except TimeoutError:
+            return number
+    raise AssertionError
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Transports by scheme: what connects two Sockets.
 
-``inproc`` and ``ipc`` make two Sockets of one machine known to each other; their messages then go through shared memory.
-All others make connections that carry bytes, and for one of your own there are :class:`Transport`,
+``inproc`` and ``ipc`` make two Sockets of one machine known to each other; their messages then go through shared
+memory. All others make connections that carry bytes, and for one of your own there are :class:`Transport`,
 :class:`Listening`, :class:`Connection` and :func:`register`.
 """
 

@@ -20,7 +20,7 @@ class Connection(ABC):
     """One end of a connection that carries bytes."""
 
     wants_write: bool = False
-    """It waits until it can write, for the handshake or for bytes of its own: then ``proceed`` is called when it can."""
+    """It waits until it can write, for the handshake or for bytes of its own: ``proceed`` is called when it can."""
 
     is_framed: bool = False
     """``write`` gets one whole message at a time, and takes it whole or not at all."""

@@ -10,9 +10,8 @@ import struct
 import threading
 from collections.abc import Callable
 
-from conftest import DEADLINE, free_port, wait_until
-
 import multisocket as ms
+from conftest import DEADLINE, free_port, wait_until
 
 Make = Callable[..., ms.Socket]
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, wait_until
 from multisocket.message import Message, encode
 
 Make = Callable[..., ms.Socket]
@@ -37,8 +37,8 @@ class Victim:
     def check(self) -> None:
         for content in (b"are you well?", bytes(300_000)):
             self.good.send(content, timeout=DEADLINE)
-            msg = self.sock.recv_msg(DEADLINE)
-            assert msg.content == content
+            # What others have sent may come first.
+            msg = next(msg for msg in iter(lambda: self.sock.recv_msg(DEADLINE), None) if msg.content == content)
             self.sock.send_to(msg.source, b"yes")
             assert self.good.recv(DEADLINE) == b"yes"
 
@@ -90,7 +90,14 @@ def test_an_http_request(victim: Victim, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_the_end_in_the_middle(victim: Victim, caplog: pytest.LogCaptureFixture) -> None:
-    for part in (b"\0", header(100)[:7], header(100), header(100) + b"x", header(0, hops=3), header(200_000) + bytes(150_000)):
+    for part in (
+        b"\0",
+        header(100)[:7],
+        header(100),
+        header(100) + b"x",
+        header(0, hops=3),
+        header(200_000) + bytes(150_000),
+    ):
         caplog.clear()
         with victim.attack() as one:
             one.sendall(part)
@@ -108,8 +115,6 @@ def test_a_reset(victim: Victim, caplog: pytest.LogCaptureFixture) -> None:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         wait_until(victim.only_good_is_left, "the pipe is closed")
         assert "is closed: " in caplog.text
-    with contextlib.suppress(ms.Timeout):
-        victim.sock.recv(timeout=0)  # the whole one may have come
 
 
 def test_silence_costs_nothing(victim: Victim) -> None:
@@ -146,9 +151,6 @@ def test_garbage(victim: Victim, seed: int) -> None:
                 if chance.random() < 0.3:
                     one.sendall(encode(Message(chance.randbytes(50), source=[1], ttl=chance.randrange(256))))
     wait_until(victim.only_good_is_left, "the pipes are closed")
-    with contextlib.suppress(ms.Timeout):
-        while True:
-            victim.sock.recv(timeout=0)
 
 
 def test_a_flood_of_connections(make_socket: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, START_METHODS, Processes, free_port, wait_until
 
 import multisocket as ms
+from conftest import DEADLINE, START_METHODS, Processes, free_port, until_full, wait_until
 
 Make = Callable[..., ms.Socket]
 Start = Callable[..., threading.Thread]
@@ -145,6 +145,24 @@ def test_sizes_both_ways(make_socket: Make, size: int) -> None:
         assert client.recv(DEADLINE) == content
 
 
+def test_a_receiver_that_pauses_in_a_large_content(make_socket: Make) -> None:
+    """The sender does not stay with it; what it leaves behind is written by others."""
+    client = make_socket()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client.dial(f"tcp://127.0.0.1:{listening.getsockname()[1]}")
+        connection, _ = listening.accept()
+    with connection:
+        connection.settimeout(DEADLINE)
+        content = random.Random(1).randbytes(60 << 20)
+        client.send(content, timeout=0)
+        client.send(b"behind it")
+        got = bytearray()
+        while len(got) < 8 + len(content) + 8 + 9:
+            got += connection.recv(1 << 20)
+    assert got[8:-17] == content
+    assert got[-9:] == b"behind it"
+
+
 def test_a_small_inbox_takes_contents_of_any_size(make_socket: Make) -> None:
     server, client = make_socket(recv_queue_bytes=4096), make_socket()
     client.dial(server.listen("tcp://127.0.0.1:0").address)
@@ -225,12 +243,10 @@ def test_to_all(make_socket: Make) -> None:
 def test_a_slow_receiver_stops_the_sender(make_socket: Make, size: int) -> None:
     server = make_socket(recv_queue_bytes=1 << 16, recv_queue_size=10)
     client = make_socket()
-    client.dial(server.listen("tcp://127.0.0.1:0", read_buffer=65536).address, write_buffer=65536, send_queue_bytes=65536)
-    sent = 0
-    with pytest.raises(ms.Timeout):
-        for _ in range(200_000):
-            client.send(b"%d " % sent + bytes(size), timeout=0.2)
-            sent += 1
+    client.dial(
+        server.listen("tcp://127.0.0.1:0", read_buffer=65536).address, write_buffer=65536, send_queue_bytes=65536
+    )
+    sent = until_full(lambda i: client.send(b"%d " % i + bytes(size), timeout=0.2))
     assert server.stats()["depth"] <= 10
     assert [int(server.recv(DEADLINE).split(b" ")[0]) for _ in range(sent)] == list(range(sent))
     client.send(b"goes on", timeout=DEADLINE)
@@ -263,9 +279,7 @@ def test_a_peer_that_never_reads(make_socket: Make) -> None:
     client = make_socket(send_stop_timeout=0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         client.dial(f"tcp://127.0.0.1:{mute.getsockname()[1]}", reconnect=False, write_buffer=4096)
-        with pytest.raises(ms.Timeout):
-            while True:
-                client.send_all(bytes(100_000), timeout=0.1)
+        until_full(lambda _: client.send_all(bytes(100_000), timeout=0.1))
         other = make_socket()
         client.dial(other.listen("tcp://127.0.0.1:0").address)
         client.send(b"to the other", timeout=DEADLINE)
@@ -295,11 +309,7 @@ def test_what_a_broken_connection_had_not_taken_goes_to_another(make_socket: Mak
     with socket.create_server(("127.0.0.1", 0)) as mute:
         client.dial(f"tcp://127.0.0.1:{mute.getsockname()[1]}", reconnect=False, write_buffer=4096)
         connection, _ = mute.accept()
-        sent = 0
-        with contextlib.suppress(ms.Timeout):
-            while True:
-                client.send(b"%d " % sent + bytes(10_000), timeout=0.1)
-                sent += 1
+        sent = until_full(lambda i: client.send(b"%d " % i + bytes(10_000), timeout=0.1))
         other = make_socket(recv_queue_size=100_000, recv_queue_bytes=1 << 30)
         listener = other.listen("tcp://127.0.0.1:0")
         client.dial(listener.address)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE
 
 import multisocket as ms
+from conftest import DEADLINE
 from multisocket.message import CONTROL, Message
 
 GOLDEN = json.loads((Path(__file__).parent / "wire.json").read_text())
