@@ -206,7 +206,7 @@ class Connector:
         with self._lock:
             return list(self._pipes.values())
 
-    def listen(self, text: str, **given: Any) -> Listener:
+    def listen(self, text: str, /, **given: Any) -> Listener:
         """See :meth:`multisocket.Socket.listen`."""
         address = _addressed(text, "listen")
         options = _resolve(LISTENER, address, given)
@@ -216,7 +216,7 @@ class Connector:
             self._listeners.append(listener)
         return listener
 
-    def dial(self, text: str, **given: Any) -> Dialer:
+    def dial(self, text: str, /, **given: Any) -> Dialer:
         """See :meth:`multisocket.Socket.dial`."""
         address = _addressed(text, "dial")
         options = _resolve(DIALER, address, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,40 @@ def seconds(default: float | None, *, optional: bool = False) -> Option:
         return float(value)
 
     return Option(default, check, _or_none(float))
+
+
+def text(default: str | None) -> Option:
+    """A string, or None."""
+
+    def check(value: Any) -> str | None:
+        given = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if given is None or isinstance(given, str):
+            return given
+        raise ValueError("a string or a path")
+
+    return Option(default, check, str)
+
+
+def choice(*values: str) -> Option:
+    """One of some words; the first is the default."""
+
+    def check(value: Any) -> str:
+        if value not in values:
+            raise ValueError("one of " + ", ".join(values))
+        return str(value)
+
+    return Option(values[0], check, str)
+
+
+def function() -> Option:
+    """Something that can be called, or None. Not in an address."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise ValueError("something that can be called, or None")
+        return value
+
+    return Option(None, check, str)
 
 
 def _parse_flag(text: str) -> bool:

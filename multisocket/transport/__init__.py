@@ -8,6 +8,7 @@ memory. All others make connections that carry bytes, and for one of your own th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..address import Address
@@ -59,13 +60,25 @@ def register(scheme: str, transport: Transport) -> None:
     _known[scheme] = Network(transport)
 
 
+# Those whose libraries take long to import: module and class.
+_LATER = {
+    "tls+tcp": ("tls", "Tls"),
+    "ws": ("ws", "Ws"),
+    "wss": ("ws", "Wss"),
+}
+
+
 def find(address: Address) -> Scheme:
     """How to listen and dial at an address.
 
     :raises BadTransport: none is known for its scheme.
     """
+    if address.scheme not in _known and address.scheme in _LATER:
+        module, name = _LATER[address.scheme]
+        register(address.scheme, getattr(import_module(f".{module}", __name__), name)())
     if address.scheme not in _known:
-        raise BadTransport(f"no transport for {address.scheme!r} in {address}; there are: {', '.join(sorted(_known))}")
+        there_are = ", ".join(sorted({*_known, *_LATER}))
+        raise BadTransport(f"no transport for {address.scheme!r} in {address}; there are: {there_are}")
     return _known[address.scheme]
 
 

@@ -37,8 +37,8 @@ LINGER = 5.0
 
 _PAUSE = 0.1
 _READ_MOST = 256 << 10
-# One connection may read so often before others come.
-_READS = 4
+# One connection may read, and write, for so long before others come, seconds.
+_TURN = 0.005
 _RETRY = 0.001
 
 
@@ -258,6 +258,7 @@ class Moved(WireLink):
         super().__init__(connection, connector, options, fd)
         self._thread: Background = mover()
         self._unread = b""
+        self._outgoing = memoryview(b"")
         self._is_over = False
         self._is_watching = False
         self._finish_at: float | None = None
@@ -318,7 +319,8 @@ class Moved(WireLink):
         background().call(lambda: self.on_end(reason))
 
     def _read(self) -> None:
-        for _ in range(_READS):
+        end = time.monotonic() + _TURN
+        while time.monotonic() < end:
             if self.wire.blocked:
                 self.wire.go_on()
             if self.wire.blocked:
@@ -343,17 +345,20 @@ class Moved(WireLink):
             background().call(lambda: self.on_end(reason))
 
     def _write(self) -> None:
-        for _ in range(_READS):
-            if self._connection.wants_write:
+        end = time.monotonic() + _TURN
+        while not self._connection.wants_write:
+            if not self._outgoing:
+                self._outgoing = memoryview(self.wire.gather(self._connection.is_framed))
+            if not self._outgoing:
                 return
-            data = self.wire.gather(self._connection.is_framed)
-            if not data:
-                return
-            taken = self._connection.write(memoryview(data))
+            taken = self._connection.write(self._outgoing)
             self.wire.consume(taken)
-            if taken < len(data):
+            self._outgoing = self._outgoing[taken:]
+            if not taken:
                 return
-        self._thread.call(self._ready)
+            if time.monotonic() >= end:
+                self._thread.call(self._ready)
+                return
 
     def _finish(self, linger: float) -> None:
         if self.is_gone:

@@ -133,9 +133,11 @@ class TcpConnection(Connection):
         return ConnectionRefused(f"could not connect to {self._asked}: {error}")
 
     def fileno(self) -> int:
+        """See ``Connection``, as of all these."""
         return -1 if self.socket is None else self.socket.fileno()
 
     def proceed(self) -> bool:
+        """Looks whether it is connected, or tries the next address."""
         if not self.wants_write:
             return True
         assert self.socket is not None
@@ -157,6 +159,7 @@ class TcpConnection(Connection):
         return True
 
     def read(self, most: int) -> bytes | None:
+        """What has come."""
         assert self.socket is not None
         try:
             return self.socket.recv(most)
@@ -164,6 +167,7 @@ class TcpConnection(Connection):
             return None
 
     def write(self, data: memoryview) -> int:
+        """As much as the system takes."""
         assert self.socket is not None
         try:
             return self.socket.send(data)
@@ -172,9 +176,11 @@ class TcpConnection(Connection):
             return 0
 
     def detach(self) -> int:
+        """Its bytes are moved natively."""
         return -1 if self.socket is None else self.socket.detach()
 
     def close(self) -> None:
+        """Ends it."""
         if self.socket is not None:
             self.socket.close()
 
@@ -189,9 +195,11 @@ class TcpListening(Listening):
         self.address = f"{address.scheme}://{_shown(address, self.socket)}" + (f"/{path}" if path else "")
 
     def fileno(self) -> int:
+        """See ``Listening``, as of all these."""
         return self.socket.fileno()
 
     def accept(self) -> TcpConnection | None:
+        """The next connection."""
         while True:
             try:
                 connection, _ = self.socket.accept()
@@ -205,6 +213,7 @@ class TcpListening(Listening):
                 connection.close()
 
     def close(self) -> None:
+        """Stops."""
         self.socket.close()
 
 
