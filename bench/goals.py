@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import rate, roundtrip
+from . import fan, rate, roundtrip
 from .measure import Results, Summary
 from .peers import OURS, THEIRS
 from .plan import KIB, MIB, Cell, Side
@@ -38,15 +38,15 @@ class Goal:
 
     @property
     def _metric(self) -> str:
-        return "rate" if self.cell.part == rate.PART else "median"
+        return "median" if self.cell.part == roundtrip.PART else "rate"
 
 
-def _rate(size: int) -> Cell:
-    return Cell(rate.PART, rate.KIND, "ipc", size)
+def _rate(size: int, transport: str = "ipc") -> Cell:
+    return Cell(rate.PART, rate.KIND, transport, size)
 
 
-def _trip(kind: str) -> Cell:
-    return Cell(roundtrip.PART, kind, "ipc", 64)
+def _trip(kind: str, transport: str = "ipc") -> Cell:
+    return Cell(roundtrip.PART, kind, transport, 64)
 
 
 GOALS = (
@@ -62,4 +62,10 @@ GOALS = (
     Goal("1 MiB, `send`/`recv`", _rate(MIB), 6),
     Goal("64 B round trip, both sides busy", _trip(roundtrip.BUSY), 50),
     Goal("64 B round trip, both sides idle in between", _trip(roundtrip.IDLE), 1.5),
+    Goal("tcp: 64 B, `send`/`recv`", _rate(64, "tcp"), 1.5),
+    Goal("tcp: 1 KiB, `send`/`recv`", _rate(KIB, "tcp"), 1.5),
+    Goal("tcp: 1 MiB, `send`/`recv`", _rate(MIB, "tcp"), 1.2),
+    Goal("tcp: 64 B round trip, both sides busy", _trip(roundtrip.BUSY, "tcp"), 1.2),
+    Goal("tcp: 64 B round trip, both sides idle in between", _trip(roundtrip.IDLE, "tcp"), 1.2),
+    Goal("tcp: 64 B from 8 processes to one", Cell(fan.PART, fan.IN_TCP, "tcp", 64), 1.5),
 )

@@ -28,7 +28,7 @@ _ORDER = [peer.side for peer in peers()]
 
 _NOTES = {
     rate.PART: """\
-Messages a second from one sender to one receiver: over ipc two processes, over inproc two threads of one
+Messages a second from one sender to one receiver: over ipc and tcp two processes, over inproc two threads of one
 process. The receiver measures, after a warm-up.
 
 *multisocket batches*: `send_many` and `recv_many`; no other library has batches. *pyzmq*: PUSH and PULL.
@@ -88,7 +88,7 @@ def page(results: Results, settings: Settings, seconds: float) -> str:
 
 def goals(results: Results) -> str:
     """The goals, and whether they are reached."""
-    lines = [f"## Goals: {OURS} over {THEIRS}, ipc, two processes", ""]
+    lines = [f"## Goals: {OURS} over {THEIRS}, over ipc where nothing else is said, each side a process", ""]
     rows = [[goal.what, f"≥ {goal.least:g}", *_reached(goal, results)] for goal in GOALS]
     lines += _table(["", "goal", "ratio", "", f"{THEIRS} uses"], rows)
     return "\n".join([*lines, ""])
@@ -98,7 +98,7 @@ def _reached(goal: Goal, results: Results) -> list[str]:
     theirs, ratio = goal.against(results), goal.ratio(results)
     if theirs is None or ratio is None:
         return ["not measured", "", ""]
-    way = theirs.variant or ("PUSH/PULL" if goal.cell.part == rate.PART else "PAIR")
+    way = theirs.variant or ("PAIR" if goal.cell.part == roundtrip.PART else "PUSH/PULL")
     return [_spread(ratio, ratio_text), "reached" if ratio.median >= goal.least else "**short**", way]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..address import Address
-from ..errors import BadMessage, ConnectionRefused, NotSupported
+from ..errors import BadMessage, BadOption, ConnectionRefused, NotSupported
 from ..options import Option, flag, function, text
 from . import tcp, tls
 from .interface import Connection, Listening, Transport
@@ -170,6 +170,7 @@ class _Dialing(WsConnection):
     """The dialer's end."""
 
     def __init__(self, inner: Connection, address: Address, options: Mapping[str, Any]) -> None:
+        _refuse_raw(options)
         path = _path(address, options)
         uri = parse_uri(f"{address.scheme}://{address.location.partition('/')[0]}{path}")
         protocol = ClientProtocol(
@@ -252,6 +253,11 @@ def _path(address: Address, options: Mapping[str, Any]) -> str:
     return "/" + path.removeprefix("/")
 
 
+def _refuse_raw(options: Mapping[str, Any]) -> None:
+    if options["raw"]:
+        raise BadOption("a WebSocket carries messages, not plain bytes: raw pipes go over tcp, tls+tcp and ipc")
+
+
 def _most(options: Mapping[str, Any]) -> int:
     return int(options["max_recv_content_length"]) + _LONGEST_HEAD
 
@@ -260,6 +266,7 @@ class WsListening(Listening):
     """Accepts with WebSocket over another transport."""
 
     def __init__(self, inner: Listening, address: Address, options: Mapping[str, Any]) -> None:
+        _refuse_raw(options)
         self._inner = inner
         self._path = _path(address, options)
         self._options = options
