@@ -86,7 +86,7 @@ static int grow_content(wire *w, uint32_t room)
         return WIRE_OK;
     }
     block b;
-    int rc = arena_take(w->own, room, w->holder, &b);
+    int rc = arena_take_instead(w->own, room, w->holder, c->data ? &c->b : NULL, &b);
     if (rc == RING_OK && (rc = arena_back(w->own, &b)) != RING_OK)
         arena_release(w->own, &b);
     if (rc != RING_OK) {
