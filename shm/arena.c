@@ -389,14 +389,20 @@ static void put_back(arena *a, uint32_t index)
 }
 
 /* A content larger than the limit is let in when nothing else is: what has room nowhere would else wait for ever. */
-static bool is_allowed(const arena *a, uint32_t units)
+static bool is_allowed(const arena *a, uint32_t units, uint32_t instead)
 {
     uint64_t used = atomic_load_explicit(&a->shared->used, memory_order_relaxed);
+    used -= used < instead ? used : instead;
     uint64_t limit = a->shared->limit; /* may be anything up to UINT64_MAX */
     return used == 0 || used + units <= limit / ARENA_UNIT + (limit % ARENA_UNIT != 0);
 }
 
 int arena_take(arena *a, uint32_t length, uint64_t holder, block *out)
+{
+    return arena_take_instead(a, length, holder, NULL, out);
+}
+
+int arena_take_instead(arena *a, uint32_t length, uint64_t holder, const block *old, block *out)
 {
     uint32_t index, units = units_of(length);
     uint32_t order = buddy_order(units);
@@ -405,7 +411,7 @@ int arena_take(arena *a, uint32_t length, uint64_t holder, block *out)
     int rc = lock_with_reference(a, &index);
     if (rc != RING_OK)
         return rc;
-    uint32_t unit = is_allowed(a, units) ? buddy_take(&a->parts, order) : BUDDY_NONE;
+    uint32_t unit = is_allowed(a, units, old ? units_of(old->length) : 0) ? buddy_take(&a->parts, order) : BUDDY_NONE;
     if (unit == BUDDY_NONE) {
         put_back(a, index);
         unlock(a);

@@ -87,7 +87,7 @@ typedef struct {
 _Static_assert(sizeof(reference) == 64, "a reference is one cache line");
 
 typedef struct {
-    uint32_t magic; /* stored last */
+    _Atomic uint32_t magic; /* stored last */
     uint32_t layout;
     uint64_t bytes; /* of data, a power of two */
     uint64_t limit; /* bytes that may be in use */
@@ -138,6 +138,9 @@ int arena_attach(arena *a, void *base, uint64_t size, int fd);
 
 /* Takes a block. RING_FULL: the limit, or no room in one piece. RING_NO_MEMORY: for the table of references. */
 int arena_take(arena *a, uint32_t length, uint64_t holder, block *out);
+/* The same for one that takes the place of `old`, which the caller has alone and releases next: the limit counts only
+ * the larger one. Else a content that grows would wait for ever for the room that it takes itself. */
+int arena_take_instead(arena *a, uint32_t length, uint64_t holder, const block *old, block *out);
 /* Puts memory behind a block just taken. RING_NO_MEMORY: /dev/shm is full. */
 int arena_back(arena *a, const block *b);
 /* One more reference to the same block. */

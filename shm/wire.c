@@ -86,7 +86,7 @@ static int grow_content(wire *w, uint32_t room)
         return WIRE_OK;
     }
     block b;
-    int rc = arena_take(w->own, room, w->holder, &b);
+    int rc = arena_take_instead(w->own, room, w->holder, c->data ? &c->b : NULL, &b);
     if (rc == RING_OK && (rc = arena_back(w->own, &b)) != RING_OK)
         arena_release(w->own, &b);
     if (rc != RING_OK) {
@@ -473,31 +473,44 @@ static bool add_record(wire *w, wire_batch *batch, const record *rec, uint64_t s
     return true;
 }
 
-/* The first record cannot be written: its content is gone. */
+/* The first record has nothing that could be written. */
 static void drop_first(wire *w)
 {
     ring_reader reader;
     record rec;
     if (ring_enter(w->outbox, &reader, true) != RING_OK)
         return;
-    if (ring_front(&reader, &rec) == RING_OK)
+    if (ring_front(&reader, &rec) == RING_OK) {
+        give_back(w, &rec);
         ring_pop(&reader, &rec);
+    }
     ring_leave(&reader);
     w->written = 0;
 }
 
 /* Only the holder of `writing` takes records from the outbox, so from the first one on what stands there stays, without
  * the consumers' lock. (While there is none, producers may move the beginning.) */
-static bool find_first(ring *r, uint64_t *cursor)
+static int find_first(ring *r, uint64_t *cursor)
 {
     ring_reader reader;
     record rec;
-    if (ring_enter(r, &reader, true) != RING_OK)
-        return false;
-    bool found = ring_front(&reader, &rec) == RING_OK;
+    int rc = ring_enter(r, &reader, true);
+    if (rc != RING_OK)
+        return rc;
+    rc = ring_front(&reader, &rec);
     *cursor = reader.head;
     ring_leave(&reader);
-    return found;
+    return rc;
+}
+
+/* Nothing of the first record can be put into the batch. */
+static int pass_over(wire *w, const record *rec, uint64_t skip)
+{
+    /* Its content is gone. When a part was written already, the stream cannot go on with the next message. */
+    if (wire_size(w, &rec->head) && skip)
+        return WIRE_CORRUPT;
+    drop_first(w);
+    return WIRE_OK;
 }
 
 int wire_gather(wire *w, wire_batch *batch, unsigned most)
@@ -511,19 +524,20 @@ int wire_gather(wire *w, wire_batch *batch, unsigned most)
         add_piece(batch, w->tail + w->tail_at, w->tail_size - w->tail_at);
         return WIRE_OK;
     }
-    if (!find_first(w->outbox, &cursor))
-        return WIRE_OK;
-    for (; most && batch->total < FLUSH_MOST; most--, skip = 0) {
-        int rc = ring_frozen_next(w->outbox, &cursor, &rec);
+    int rc = find_first(w->outbox, &cursor);
+    if (rc != RING_OK)
+        return rc == RING_CORRUPT ? WIRE_CORRUPT : WIRE_OK;
+    for (; most && batch->total < FLUSH_MOST; skip = 0) {
+        rc = ring_frozen_next(w->outbox, &cursor, &rec);
         if (rc != RING_OK)
             return rc == RING_CORRUPT ? WIRE_CORRUPT : WIRE_OK;
         batch->at_end = is_raw_end(w, &rec.head);
         if (batch->at_end || (!add_record(w, batch, &rec, skip) && batch->n))
             return WIRE_OK;
         if (batch->n)
-            continue;
-        if (wire_size(w, &rec.head))
-            drop_first(w); /* its content is gone */
+            most--;
+        else if ((rc = pass_over(w, &rec, skip)) != WIRE_OK)
+            return rc;
     }
     return WIRE_OK;
 }
@@ -564,7 +578,7 @@ void wire_consume(wire *w, size_t n)
 bool wire_is_idle(wire *w)
 {
     pthread_mutex_lock(&w->writing);
-    bool idle = !w->tail && ring_depth(w->outbox) == 0;
+    bool idle = !w->tail && (ring_depth(w->outbox) == 0 || ring_is_closed(w->outbox));
     pthread_mutex_unlock(&w->writing);
     return idle;
 }
@@ -601,8 +615,13 @@ static int flush_locked(wire *w)
         if (w->fd < 0 || atomic_load_explicit(&w->is_broken, memory_order_relaxed))
             return WIRE_CLOSED;
         int rc = wire_gather(w, &batch, UINT32_MAX);
+        if (rc == WIRE_CORRUPT)
+            atomic_store_explicit(&w->is_broken, 1, memory_order_release);
         if (rc != WIRE_OK)
             return rc;
+        /* What is in there is for others now. */
+        if (batch.n == 0 && ring_is_closed(w->outbox))
+            return WIRE_CLOSED;
         if (batch.n == 0 && !batch.at_end)
             return WIRE_OK;
         if (batch.n) {
