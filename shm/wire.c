@@ -536,7 +536,7 @@ int wire_gather(wire *w, wire_batch *batch, unsigned most)
             return WIRE_OK;
         if (batch->n)
             most--;
-        else if ((rc = pass_over(w, &rec, skip)) != WIRE_OK)
+        else if ((rc = pass_over(w, &rec, skip)) != WIRE_OK || find_first(w->outbox, &cursor) != RING_OK)
             return rc;
     }
     return WIRE_OK;
