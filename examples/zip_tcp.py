@@ -54,6 +54,9 @@ class ZipConnection(Connection):
             self._unsent = self._unsent[taken:]
         self.wants_write = bool(self._unsent)
 
+    def finish(self) -> bool:
+        return self._inner.finish()
+
     def close(self) -> None:
         self._inner.close()
 

@@ -55,6 +55,12 @@ class Connection(ABC):
         :raises OSError, Error: the connection is broken.
         """
 
+    def finish(self) -> bool:
+        """Nothing more will be written: tells the peer, and throws away what still comes. Asked again until True: what
+        was written is where closing the connection takes nothing of it.
+        """
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Ends it. Twice is no error."""

@@ -261,7 +261,7 @@ class Moved(WireLink):
         self._outgoing = memoryview(b"")
         self._is_over = False
         self._is_watching = False
-        self._finish_at: float | None = None
+        self._is_finishing = False
 
     def begin(self, wire: Wire) -> None:
         """The pipe is open: bytes may come and go."""
@@ -301,8 +301,8 @@ class Moved(WireLink):
         self._connection.proceed()
         self._read()
         self._write()
-        if self._finish_at is not None and (self.wire.is_idle and not self._connection.wants_write):
-            self._end()
+        if self._is_finishing and self.wire.is_idle and not self._connection.wants_write:
+            self._say_good_bye()
 
     def _guarded(self, call: Any) -> bool:
         """Whatever goes wrong ends this connection, and nothing else."""
@@ -366,9 +366,16 @@ class Moved(WireLink):
         if linger <= 0:
             self._end()
             return
-        self._finish_at = time.monotonic() + linger
+        self._is_finishing = True
         self._thread.call_later(linger, self._end)
         self._ready()
+
+    def _say_good_bye(self) -> None:
+        self._is_over = True
+        if self._connection.finish():
+            self._end()
+        else:
+            self._thread.call_later(_RETRY, self._ready)
 
     def _end(self) -> None:
         if self.is_gone:

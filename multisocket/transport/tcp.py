@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
+import struct
+import termios
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,6 +82,19 @@ def tune(one: socket.socket, options: Mapping[str, Any]) -> None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options["read_buffer"])
     if options["write_buffer"] is not None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options["write_buffer"])
+
+
+def end_side(one: socket.socket) -> bool:
+    """Ends our side of a connection. True: the peer's system has all that was written, or the connection is broken."""
+    try:
+        one.shutdown(socket.SHUT_WR)
+        while one.recv(65536):
+            pass
+        return True
+    except (BlockingIOError, InterruptedError):
+        return fcntl.ioctl(one, termios.TIOCOUTQ, bytes(4)) == bytes(4)
+    except OSError:
+        return True
 
 
 class TcpConnection(Connection):
@@ -174,6 +190,10 @@ class TcpConnection(Connection):
         except (BlockingIOError, InterruptedError):
             self.wants_write = True
             return 0
+
+    def finish(self) -> bool:
+        """Ends our side, and waits until the peer's system has confirmed all."""
+        return self.socket is None or end_side(self.socket)
 
     def detach(self) -> int:
         """Its bytes are moved natively."""

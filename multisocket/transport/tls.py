@@ -5,6 +5,7 @@ A listener needs a certificate. A dialer checks the listener's certificate and t
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Mapping
@@ -108,6 +109,7 @@ class TlsConnection(Connection):
         self._server_name = server_name
         self._tls: ssl.SSLSocket | None = None
         self._is_done = False
+        self._is_ending = False
         self.peer = inner.peer
         self.wants_write = inner.wants_write
 
@@ -170,6 +172,16 @@ class TlsConnection(Connection):
         except ssl.SSLWantWriteError:
             self.wants_write = True
             return 0
+
+    def finish(self) -> bool:
+        """Says good-bye, ends our side, and waits until the peer's system has confirmed all."""
+        if self._tls is None:
+            return True
+        if not self._is_ending:
+            self._is_ending = True
+            with contextlib.suppress(OSError):
+                self._tls.unwrap()
+        return tcp.end_side(self._tls)
 
     def close(self) -> None:
         """Ends it."""

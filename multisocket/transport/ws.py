@@ -154,16 +154,16 @@ class WsConnection(Connection):
         self._unsent = bytes(rest)
         self.wants_write = bool(rest)
 
+    def finish(self) -> bool:
+        """Says good-bye, and ends our side."""
+        if self._is_done and self._protocol.state is State.OPEN:
+            self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
+            self._flush()
+        return not self._unsent and self._inner.finish()
+
     def close(self) -> None:
-        """Says good-bye, if that can be said at once, and ends it."""
-        try:
-            if self._is_done and self._protocol.state is State.OPEN and not self._unsent:
-                self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
-                self._flush()
-        except OSError:
-            pass
-        finally:
-            self._inner.close()
+        """Ends it."""
+        self._inner.close()
 
 
 class _Dialing(WsConnection):
