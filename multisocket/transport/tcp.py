@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import socket
-import struct
 import termios
 from collections.abc import Mapping
 from typing import Any
