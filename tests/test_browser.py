@@ -106,7 +106,8 @@ def browser(folder: Path, page: str) -> Iterator[Browser]:
 
 
 def test_a_page_shows_a_pipeline_and_asks_it(browser: Browser) -> None:
-    rows = "Object.fromEntries([...document.querySelectorAll('tr')].map((row) => [...row.cells].map((c) => c.textContent)))"
+    cells = "[...document.querySelectorAll('tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
+    rows = f"Object.fromEntries({cells})"
     wait_until(lambda: browser.value("document.getElementById('state')?.textContent") == "connected", "it is connected")
     first = wait_until(lambda: browser.value(rows), "statistics are shown")
     assert first["workers"] == "2"

@@ -1,13 +1,14 @@
 """A pipeline whose statistics a browser shows while it runs.
 
 ``python examples/browser/server.py`` prints the address of the page. Worker processes that share one Socket look for
-primes. Another Socket speaks WebSocket with the pages: it sends all of them statistics, and passes their questions on to
-the same workers.
+primes. Another Socket speaks WebSocket with the pages: it sends all of them statistics, and passes their questions on
+to the same workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import http.server
 import json
@@ -69,10 +70,8 @@ class Pipeline:
             self._give()
 
     def _answer(self, result: dict[str, object]) -> None:
-        try:
+        with contextlib.suppress(ms.BrokenPath, ms.MessageDropped):  # the page is gone, or does not listen
             self._pages.send_to(result["page"], json.dumps({"answer": result["answer"]}).encode(), timeout=0)
-        except (ms.BrokenPath, ms.Timeout):
-            pass  # the page is gone, or does not listen
 
     def ask(self) -> None:
         """Passes the pages' questions on."""
