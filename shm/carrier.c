@@ -17,6 +17,8 @@
 #define RETRY_MOST 2000000
 /* How soon it looks again whether a peer has confirmed all, ns. */
 #define CONFIRM_NS 2000000
+/* How soon it looks again whether all is written of a wire that shall end, ns. */
+#define FINISH_LOOK 10000000
 /* An arena that has no room for so long will have none for this wire, ns. */
 #define STARVE_MOST ((int64_t)30 * 1000000000)
 /* The writer takes so many wires at a go. */
@@ -31,6 +33,8 @@ struct carrier {
     pthread_mutex_t lock; /* over all that is said to be under it; held for short, never while bytes are moved */
     pthread_t reader, writer;
     _Atomic bool stopping;
+    /* Loads so far. What their makers wrote is seen by the reader, whom only the system tells of them. */
+    _Atomic unsigned added;
     int poller, poke, told_fd;
     event hurry; /* wakes the writer */
     post *posts;
@@ -179,7 +183,8 @@ int carrier_add(carrier *c, load *l)
         l->post->by_slot[slot_of(l)] = l;
         l->next = c->loads;
         c->loads = l;
-        l->is_blocked = l->w.chunk != 0; /* raw: it is announced at once */
+        l->is_blocked = l->w.chunk && l->w.fd >= 0; /* raw: it is announced at once */
+        atomic_fetch_add_explicit(&c->added, 1, memory_order_release);
         if (l->w.fd >= 0 && platform_poller_add(c->poller, l->w.fd, l) < 0) {
             rc = errno;
             take_out(c, l);
@@ -213,8 +218,8 @@ static void flush(carrier *c, load *l)
         bell_ring(l->post->rung, l->post->waiting, slot_of(l));
     if (rc == WIRE_FAILED || rc == WIRE_CORRUPT)
         tell_end(c, l, rc);
-    if (rc == WIRE_OK && l->finish_by)
-        platform_poke(c->poke);
+    if (rc != WIRE_MORE && rc != WIRE_BLOCKED && rc != WIRE_BUSY && l->finish_by)
+        platform_poke(c->poke); /* nothing is left, or nothing goes any more */
 }
 
 /* Under the lock. Those with something to write, to be let go afterwards. */
@@ -421,7 +426,7 @@ static void close_load(carrier *c, load *l)
     pthread_mutex_unlock(&c->lock);
 }
 
-/* A wire that shall end: gives when to look at it again. */
+/* A wire that shall end. Gives when to look again, or 0: at once. */
 static int64_t finish(carrier *c, load *l, int64_t now)
 {
     l->is_finishing = true;
@@ -431,19 +436,24 @@ static int64_t finish(carrier *c, load *l, int64_t now)
         close_load(c, l);
         return NEVER;
     }
-    if (!l->is_shut && wire_is_idle(&l->w)) {
+    if (!l->is_shut && !wire_is_idle(&l->w)) {
+        /* Its slot may be another's by now, and whoever writes directly tells us nothing. */
+        flush(c, l);
+        return least(now + FINISH_LOOK, l->finish_by);
+    }
+    if (!l->is_shut) {
         shutdown(l->w.fd, SHUT_WR);
         l->is_shut = true;
         l->is_ready = true;
     }
-    if (l->is_shut && !l->is_over)
+    if (!l->is_over)
         read_garbage(c, l);
     /* Closed earlier, what is on its way would be lost. */
-    if (l->is_shut && (l->is_over || platform_unconfirmed(l->w.fd) == 0)) {
+    if (l->is_over || platform_unconfirmed(l->w.fd) == 0) {
         close_load(c, l);
         return NEVER;
     }
-    return l->is_shut ? now + CONFIRM_NS : atomic_load(&l->finish_by);
+    return l->is_ready ? 0 : least(now + CONFIRM_NS, l->finish_by);
 }
 
 /* Goes through all wires: gives when to look again, or 0: at once. */
@@ -465,11 +475,10 @@ static int64_t look_after_all(carrier *c)
         if (l->is_blocked)
             next = least(next, l->retry_at);
         int64_t finish_by = atomic_load(&l->finish_by);
-        if (finish_by) {
+        if (finish_by)
             next = least(next, finish(c, l, now));
-        } else if (is_ready) {
+        else if (is_ready)
             next = 0;
-        }
         l = after;
     }
     return next;
@@ -482,6 +491,7 @@ static void *read_all(void *arg)
     int64_t until = 0;
     while (!atomic_load(&c->stopping)) {
         int n = platform_poller_wait(c->poller, events, EVENTS, until);
+        atomic_load_explicit(&c->added, memory_order_acquire);
         bool is_poked = until != NEVER && n == 0;
         for (int i = 0; i < n; i++) {
             load *l = events[i].whose;

@@ -88,12 +88,12 @@ typedef struct {
 
     /* Writing. */
     pthread_mutex_t writing;
-    int fd; /* -1: somebody else moves the bytes; changes under `writing` */
+    _Atomic int fd; /* -1: somebody else moves the bytes; changes under `writing`, read anywhere as a hint */
     bool write_closed; /* raw: our side has ended */
     size_t written; /* bytes of the outbox's first record that are gone already */
     uint8_t *tail; /* the rest of a message that was written directly */
     size_t tail_size, tail_at;
-    int error; /* errno, with WIRE_FAILED */
+    _Atomic int error; /* errno, with WIRE_FAILED; of the reader too */
     struct {
         segment_id id;
         arena *arena;

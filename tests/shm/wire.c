@@ -355,7 +355,7 @@ static void read_round(unsigned number)
 
 static void test_reading(void)
 {
-    for (unsigned i = 0; i < scaled(120); i++)
+    for (unsigned i = 0; i < scaled(80); i++)
         read_round(i);
 }
 
@@ -450,7 +450,7 @@ static void hostile_round(unsigned number)
 
 static void test_hostile(void)
 {
-    for (unsigned i = 0; i < scaled(400); i++)
+    for (unsigned i = 0; i < scaled(200); i++)
         hostile_round(i);
 }
 
@@ -676,6 +676,478 @@ static void test_lost_content(void)
     lose_content(META_SIZE + 100);
 }
 
+/* ---- the carrier ---- */
+
+#define LONGEST ((uint32_t)40000)
+#define SENDERS 4 /* of each side: the even ones write directly where they can */
+#define SENT_MOST 4096
+
+/* One end of a connection. */
+typedef struct side {
+    load l;
+    test_ring inbox, outbox;
+    event *rung;
+    _Atomic uint64_t *waiting;
+    post p;
+    carrier *c;
+    uint8_t *body, *scratch;
+    unsigned messages; /* that each sender sends */
+    _Atomic bool stop;
+    _Atomic unsigned sent[SENDERS], came;
+    unsigned next[SENDERS]; /* that come from each sender */
+    pthread_t senders[SENDERS], taker;
+    unsigned sender_n;
+    struct side *peer;
+    int told_end, told_gone, told_writable; /* how often */
+    int reason; /* of the end */
+} side;
+
+typedef struct {
+    side *of;
+    unsigned number;
+} sender;
+
+typedef struct {
+    carrier *c;
+    side a, b;
+} pair;
+
+static void make_minimal(int fd, bool is_tcp)
+{
+    int size = is_tcp ? 32768 : 1, on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    if (is_tcp)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+}
+
+static void connect_tcp(int fds[2])
+{
+    struct sockaddr_in where = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t size = sizeof where;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(bind(listener, (struct sockaddr *)&where, size) == 0 && listen(listener, 1) == 0 &&
+              getsockname(listener, (struct sockaddr *)&where, &size) == 0,
+          "no listener");
+    fds[0] = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(fds[0], (struct sockaddr *)&where, size) == 0, "no connection");
+    fds[1] = accept(listener, NULL, NULL);
+    CHECK(fds[1] >= 0, "no connection");
+    close(listener);
+}
+
+static void connect_both(bool is_tcp, int fds[2])
+{
+    if (is_tcp)
+        connect_tcp(fds);
+    else
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0, "no sockets");
+    make_minimal(fds[0], is_tcp);
+    make_minimal(fds[1], is_tcp);
+}
+
+static void open_side(side *s, carrier *c, int fd)
+{
+    memset(s, 0, sizeof *s);
+    make_ring(&s->inbox, 65536, 64);
+    make_ring(&s->outbox, 262144, 256);
+    open_wire(&s->l.w, &s->inbox, &s->outbox);
+    s->l.w.own = &store;
+    s->l.w.large = 16384;
+    s->l.w.fd = fd;
+    s->rung = allocate(sizeof *s->rung);
+    s->waiting = allocate(BELL_WORDS * sizeof *s->waiting);
+    s->p = (post){.rung = s->rung, .waiting = s->waiting};
+    s->l.post = &s->p;
+    s->c = c;
+    s->body = allocate(BODY_MOST);
+    s->scratch = allocate(BODY_MOST);
+    carrier_add_post(c, &s->p);
+    CHECK(fd < 0 || carrier_add(c, &s->l) == 0, "not carried");
+}
+
+static void close_side(side *s)
+{
+    carrier_remove_post(s->c, &s->p);
+    free((void *)s->rung);
+    free((void *)s->waiting);
+    wire_destroy(&s->l.w);
+    free_ring(&s->inbox);
+    free_ring(&s->outbox);
+    free(s->body);
+    free(s->scratch);
+}
+
+static void open_pair(pair *k, bool is_tcp)
+{
+    int fds[2];
+    connect_both(is_tcp, fds);
+    k->c = carrier_start();
+    CHECK(k->c, "no carrier");
+    open_side(&k->a, k->c, fds[0]);
+    open_side(&k->b, k->c, fds[1]);
+    k->a.peer = &k->b;
+    k->b.peer = &k->a;
+}
+
+/* What is in a queue refers to contents. */
+static void empty_ring(ring *r)
+{
+    ring_reader reader;
+    record rec;
+    note n;
+    block b;
+    CHECK(ring_enter(r, &reader, true) == RING_OK, "closed");
+    for (; ring_front(&reader, &rec) == RING_OK; ring_pop(&reader, &rec))
+        if (record_note(r, &rec, &n) && arena_claim(&store, &n, 1, &b) == RING_OK)
+            arena_release(&store, &b);
+    ring_leave(&reader);
+}
+
+static void close_pair(pair *k)
+{
+    for (side *s = &k->a; s; s = s == &k->a ? &k->b : NULL) {
+        CHECK(s->told_gone == 1 && s->told_end <= 1, "told %d and %d times", s->told_gone, s->told_end);
+        empty_ring(&s->inbox.r);
+        empty_ring(&s->outbox.r);
+        close_side(s);
+    }
+    carrier_stop(k->c);
+    check_arenas();
+}
+
+/* ---- what it tells ---- */
+
+static void listen_to(pair *k)
+{
+    tale tales[3];
+    struct pollfd one = {.fd = carrier_told_fd(k->c), .events = POLLIN};
+    poll(&one, 1, 100);
+    for (unsigned n = carrier_told(k->c, tales, 3), i = 0; i < n; i++) {
+        side *s = tales[i].whose == &k->a.l ? &k->a : &k->b;
+        CHECK(tales[i].whose == &s->l && !s->told_gone, "told of nobody");
+        s->told_gone += tales[i].what == TOLD_GONE;
+        s->told_end += tales[i].what == TOLD_END;
+        s->told_writable += tales[i].what == TOLD_WRITABLE;
+        if (tales[i].what == TOLD_END)
+            s->reason = tales[i].reason;
+    }
+}
+
+static void await_end(pair *k, const side *s)
+{
+    for (int64_t late = soon(20000 * (int64_t)MS); !s->told_end; listen_to(k))
+        CHECK(platform_now() < late, "no end came");
+}
+
+/* ns: so long it may take. */
+static void await_gone(pair *k, const side *s, int64_t ns)
+{
+    for (int64_t late = soon(ns); !s->told_gone; listen_to(k))
+        CHECK(platform_now() < late, "%c is not gone after %lld ms, %u records are left", s == &k->b ? 98 : 97,
+              (long long)(ns / MS), ring_depth(&s->outbox.r));
+}
+
+/* ---- who sends and takes ---- */
+
+static uint64_t number_of(unsigned who, unsigned sequence)
+{
+    return (uint64_t)who << 32 | sequence;
+}
+
+static int queue(side *s, const message *m, bool is_far)
+{
+    int rc = is_far ? push_far(&s->outbox.r, 1, m) : ring_push(&s->outbox.r, 1, m, true);
+    if (rc == RING_OK)
+        bell_ring(s->rung, s->waiting, s->l.w.pipe);
+    return rc;
+}
+
+/* False: the connection is no more. */
+static bool send_one(side *s, const message *m, bool is_direct, bool is_far)
+{
+    if (is_direct && wire_is_quiet(&s->l.w, m)) {
+        int rc = wire_write(&s->l.w, m);
+        if (rc != WIRE_BUSY)
+            return rc == WIRE_OK;
+    }
+    int rc;
+    while ((rc = queue(s, m, is_far)) == RING_FULL && !atomic_load(&s->stop))
+        nap(50000);
+    return rc == RING_OK;
+}
+
+static void *send_all(void *arg)
+{
+    sender own = *(sender *)arg;
+    side *s = own.of;
+    free(arg);
+    rng g = rng_new(own.number);
+    uint8_t *body = allocate(LONGEST + 8 * PATH_MAX_IDS);
+    for (unsigned i = 0; i < s->messages && !atomic_load(&s->stop); i++) {
+        message m;
+        make_message(number_of(own.number, i), LONGEST, body, &m);
+        if (rng_one_in(&g, 50))
+            nap((int64_t)rng_below(&g, 300000));
+        if (!send_one(s, &m, own.number % 2 == 0, m.length && rng_one_in(&g, 8)))
+            break;
+        atomic_fetch_add(&s->sent[own.number], 1);
+    }
+    free(body);
+    return NULL;
+}
+
+/* In the order of each sender, so each comes once. */
+static void note_came(side *s, uint64_t number)
+{
+    unsigned who = (unsigned)(number >> 32);
+    CHECK(who < SENDERS && (unsigned)number == s->next[who], "message %u of sender %u came instead of %u",
+          (unsigned)number, who, who < SENDERS ? s->next[who] : 0);
+    s->next[who]++;
+    atomic_fetch_add(&s->came, 1);
+}
+
+static void *take_for(void *arg)
+{
+    side *s = arg;
+    rng g = rng_new(100 + s->messages);
+    message m;
+    while (!atomic_load(&s->stop)) {
+        if (!take_one(&s->inbox.r, &store, s->body, &m)) {
+            nap(20000);
+            continue;
+        }
+        note_came(s, check_message(&m, LONGEST, s->scratch));
+        if (rng_one_in(&g, 200))
+            nap((int64_t)rng_below(&g, 3 * MS));
+    }
+    return NULL;
+}
+
+static void start_side(side *s, unsigned senders, unsigned messages)
+{
+    s->messages = messages;
+    s->sender_n = senders;
+    for (unsigned i = 0; i < senders; i++) {
+        sender *own = allocate(sizeof *own);
+        *own = (sender){.of = s, .number = i};
+        s->senders[i] = start(send_all, own);
+    }
+    s->taker = start(take_for, s);
+}
+
+static void join_senders(side *s)
+{
+    for (unsigned i = 0; i < s->sender_n; i++)
+        join(s->senders[i]);
+    s->sender_n = 0;
+}
+
+static void stop_side(side *s)
+{
+    atomic_store(&s->stop, true);
+    join_senders(s);
+    join(s->taker);
+}
+
+static void await_came(side *s, unsigned n)
+{
+    for (int64_t late = soon(30000 * (int64_t)MS); atomic_load(&s->came) < n; nap(200000))
+        CHECK(platform_now() < late, "%u of %u messages came", atomic_load(&s->came), n);
+}
+
+/* ---- all that is sent comes, in both directions at once ---- */
+
+static void fork_now(void)
+{
+    pid_t child = fork();
+    CHECK(child >= 0, "no child");
+    if (child == 0)
+        _exit(0);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "the child ended with %x", status);
+}
+
+static void traffic_round(bool is_tcp, unsigned messages, bool forks)
+{
+    static pair k;
+    open_pair(&k, is_tcp);
+    start_side(&k.a, SENDERS, messages);
+    start_side(&k.b, SENDERS, messages);
+    for (int i = 0; forks && i < 5; i++) {
+        nap(3 * MS);
+        fork_now();
+    }
+    await_came(&k.a, SENDERS * messages);
+    await_came(&k.b, SENDERS * messages);
+    stop_side(&k.a);
+    stop_side(&k.b);
+    carrier_finish(k.c, &k.a.l, soon(20000 * (int64_t)MS));
+    carrier_finish(k.c, &k.b.l, soon(20000 * (int64_t)MS));
+    await_gone(&k, &k.a, 5000 * (int64_t)MS);
+    await_gone(&k, &k.b, 5000 * (int64_t)MS);
+    close_pair(&k);
+}
+
+static void test_carried_unix(void)
+{
+    traffic_round(false, scaled(800), false);
+}
+
+static void test_carried_tcp(void)
+{
+    traffic_round(true, scaled(800), false);
+}
+
+static void test_carried_fork(void)
+{
+    traffic_round(false, scaled(400), true);
+    traffic_round(true, scaled(400), true);
+}
+
+/* ---- connections that are cut ---- */
+
+static void cut_round(unsigned number)
+{
+    static pair k;
+    rng g = rng_new(40000 + number);
+    open_pair(&k, number % 2);
+    int fd = dup(k.a.l.w.fd);
+    start_side(&k.a, SENDERS, SENT_MOST);
+    start_side(&k.b, SENDERS, SENT_MOST);
+    nap((int64_t)rng_below(&g, 20 * MS));
+    if (rng_one_in(&g, 2))
+        shutdown(fd, SHUT_RDWR);
+    else
+        carrier_finish(k.c, &k.a.l, rng_one_in(&g, 2) ? 0 : soon((int64_t)rng_below(&g, 10 * MS)));
+    close(fd);
+    await_end(&k, &k.b);
+    CHECK(k.b.reason == WIRE_END || k.b.reason == WIRE_CUT || k.b.reason == WIRE_FAILED, "reason %d", k.b.reason);
+    if (rng_one_in(&g, 2))
+        stop_side(&k.b);
+    carrier_finish(k.c, &k.a.l, 0);
+    /* To a peer that is gone with its window shut, the system goes on trying for a while. */
+    carrier_finish(k.c, &k.b.l, rng_one_in(&g, 2) ? 0 : soon((int64_t)rng_below(&g, 100 * MS)));
+    await_gone(&k, &k.a, 5000 * (int64_t)MS);
+    await_gone(&k, &k.b, 5000 * (int64_t)MS);
+    stop_side(&k.a);
+    if (!k.b.stop)
+        stop_side(&k.b);
+    close_pair(&k);
+}
+
+static void test_cut(void)
+{
+    for (unsigned i = 0; i < scaled(30); i++)
+        cut_round(i);
+}
+
+/* ---- finishing ---- */
+
+/* What was sent before the end comes, and the end is told long before the deadline. */
+static void finish_round(unsigned number)
+{
+    static pair k;
+    rng g = rng_new(50000 + number);
+    open_pair(&k, number % 2);
+    start_side(&k.a, 1 + number % SENDERS, 1 + (unsigned)rng_below(&g, 100));
+    start_side(&k.b, 0, 0);
+    join_senders(&k.a);
+    unsigned sent = 0;
+    for (unsigned i = 0; i < SENDERS; i++)
+        sent += k.a.sent[i];
+    carrier_finish(k.c, &k.a.l, soon(60000 * (int64_t)MS));
+    await_end(&k, &k.b);
+    await_came(&k.b, sent);
+    CHECK(k.b.reason == WIRE_END, "reason %d", k.b.reason);
+    carrier_finish(k.c, &k.b.l, rng_one_in(&g, 2) ? 0 : soon(60000 * (int64_t)MS));
+    await_gone(&k, &k.b, 5000 * (int64_t)MS);
+    await_gone(&k, &k.a, 5000 * (int64_t)MS);
+    stop_side(&k.a);
+    stop_side(&k.b);
+    close_pair(&k);
+}
+
+static void test_finish(void)
+{
+    for (unsigned i = 0; i < scaled(40); i++)
+        finish_round(i);
+}
+
+/* One side is carried, the other is the test's. */
+static int open_half(pair *k)
+{
+    int fds[2], size = 1 << 20;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0, "no sockets");
+    fcntl(fds[0], F_SETFL, O_NONBLOCK);
+    setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    k->c = carrier_start();
+    CHECK(k->c, "no carrier");
+    open_side(&k->a, k->c, fds[0]);
+    open_side(&k->b, k->c, -1);
+    k->b.told_gone = 1;
+    return fds[1];
+}
+
+/* A peer had sent much that nobody took, and then ends: there is no need to wait for the deadline. */
+static void test_finish_garbage(void)
+{
+    static pair k;
+    int other = open_half(&k);
+    uint8_t *much = allocate(150 * KIB), got;
+    fcntl(other, F_SETFL, O_NONBLOCK);
+    /* Empty messages, for which the inbox has no room: what comes after the first lot is not even read. */
+    for (int i = 0; i < 2; i++, nap(20 * MS))
+        CHECK(write(other, much, 150 * KIB) > 100000, "no room");
+    carrier_finish(k.c, &k.a.l, soon(60000 * (int64_t)MS));
+    fcntl(other, F_SETFL, 0);
+    CHECK(read(other, &got, 1) == 0, "no end came");
+    close(other);
+    await_gone(&k, &k.a, 2000 * (int64_t)MS);
+    free(much);
+    close_pair(&k);
+}
+
+/* Whoever moves the bytes of a wire without descriptor also reads for it. */
+static void test_no_descriptor(void)
+{
+    static pair k;
+    close(open_half(&k));
+    await_end(&k, &k.a);
+    message m = {.ttl = 1};
+    k.b.l.w.chunk = 100;
+    k.b.told_gone = 0;
+    CHECK(carrier_add(k.c, &k.b.l) == 0, "not carried");
+    CHECK(queue(&k.b, &m, false) == RING_OK, "no room");
+    for (int64_t end = soon(30 * MS); platform_now() < end; listen_to(&k))
+        CHECK(k.b.told_end == 0, "reason %d", k.b.reason);
+    CHECK(ring_depth(&k.b.inbox.r) == 0, "it was read for");
+    CHECK(k.b.told_writable >= 1, "told %d times", k.b.told_writable);
+    carrier_finish(k.c, &k.a.l, 0);
+    carrier_finish(k.c, &k.b.l, soon(60000 * (int64_t)MS));
+    await_gone(&k, &k.a, 2000 * (int64_t)MS);
+    await_gone(&k, &k.b, 2000 * (int64_t)MS);
+    close_pair(&k);
+}
+
+/* The peer is gone while something is left to be written: nothing will come of it before the deadline either. */
+static void test_finish_broken(void)
+{
+    static pair k;
+    for (unsigned i = 0; i < scaled(20); i++) {
+        int other = open_half(&k);
+        message m = {.ttl = 1};
+        close(other);
+        await_end(&k, &k.a);
+        carrier_finish(k.c, &k.a.l, soon(60000 * (int64_t)MS));
+        for (unsigned n = i; n > 0; n--)
+            queue(&k.a, &m, false);
+        await_gone(&k, &k.a, 2000 * (int64_t)MS);
+        close_pair(&k);
+    }
+}
+
 /* ---- */
 
 static const struct {
@@ -690,6 +1162,14 @@ static const struct {
     {"raw empty", test_raw_empty},
     {"closed outbox", test_closed_outbox},
     {"lost content", test_lost_content},
+    {"carried, unix", test_carried_unix},
+    {"carried, tcp", test_carried_tcp},
+    {"carried, fork", test_carried_fork},
+    {"cut", test_cut},
+    {"finish", test_finish},
+    {"finish garbage", test_finish_garbage},
+    {"finish broken", test_finish_broken},
+    {"no descriptor", test_no_descriptor},
 };
 
 int main(int argc, char **argv)
