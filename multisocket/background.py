@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from .descriptors import blank
+
 log = logging.getLogger("multisocket")
 
 
@@ -141,12 +143,8 @@ class Background:
     def abandon(self) -> None:
         """In a forked child: the thread is the parent's. Gives up the copies of its descriptors, without a word to the
         other ends: a peer must see the parent's death although the child lives on."""
-        # Their numbers stay taken, as others may still close them.
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for descriptor in [*self._watched.values(), self._wake.fileno(), self._woken.fileno()]:
-            with contextlib.suppress(OSError):
-                os.dup2(nothing, descriptor, inheritable=False)
-        os.close(nothing)
+            blank(descriptor)
         self._selector.close()
 
 

@@ -68,6 +68,17 @@ typedef struct {
 void note_encode(uint8_t out[NOTE_SIZE], const note *n);
 void note_decode(const uint8_t in[NOTE_SIZE], note *out);
 
+/* Whether a record's content lies in an arena; then its note. */
+static inline bool record_note(const ring *r, const record *rec, note *out)
+{
+    uint8_t bytes[NOTE_SIZE];
+    if (!rec->is_far)
+        return false;
+    ring_copy(r, rec, record_content_at(rec), bytes, NOTE_SIZE);
+    note_decode(bytes, out);
+    return true;
+}
+
 enum { WHERE_NOWHERE = 0, WHERE_INBOX = 1, WHERE_PENDING = 2 }; /* which ring of a Socket */
 
 typedef struct {

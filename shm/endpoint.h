@@ -195,17 +195,6 @@ int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bool wai
 int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, const ring *frozen, uint32_t peer_id,
                       uint64_t *at);
 
-/* Whether a record's content lies in an arena; then its note. */
-static inline bool record_note(const ring *r, const record *rec, note *out)
-{
-    uint8_t bytes[NOTE_SIZE];
-    if (!rec->is_far)
-        return false;
-    ring_copy(r, rec, record_content_at(rec), bytes, NOTE_SIZE);
-    note_decode(bytes, out);
-    return true;
-}
-
 /* In a closed inbox: gives back what came from peers that are gone or closed, so that nobody will send it again. RING_OK or
  * SEND_NO_ARENA; *at as above. */
 int release_orphans(segment *seg, const peer_list *peers, uint64_t *at);

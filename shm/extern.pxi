@@ -120,6 +120,7 @@ cdef extern from "arena.h" nogil:
         uint8_t where
         bint is_held
     void note_encode(uint8_t *out, const note *n)
+    bint record_note(const ring *r, const record *rec, note *out)
     uint64_t arena_size(uint64_t limit)
     int arena_init(void *base, int fd, uint64_t limit, segment_id socket)
     int arena_attach(arena *a, void *base, uint64_t size, int fd)
@@ -275,7 +276,6 @@ cdef extern from "endpoint.h" nogil:
     segment_id send_missing_arena()
     void set_arena_holder(uint64_t family)
     uint64_t arena_holder()
-    bint record_note(const ring *r, const record *rec, note *out)
     int release_orphans(segment *seg, const peer_list *peers, uint64_t *at)
     int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bint wait_lock)
     int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, const ring *frozen, uint32_t peer_id,

@@ -380,21 +380,11 @@ static bool find_content(wire *w, const note *n, block *out)
     return a && arena_look(a, n, out) == RING_OK;
 }
 
-static bool note_of(const ring *r, const record *rec, note *out)
-{
-    uint8_t bytes[NOTE_SIZE];
-    if (!rec->is_far)
-        return false;
-    ring_copy(r, rec, record_content_at(rec), bytes, NOTE_SIZE);
-    note_decode(bytes, out);
-    return true;
-}
-
 static void give_back(wire *w, const record *rec)
 {
     note n;
     block b;
-    if (!note_of(w->outbox, rec, &n))
+    if (!record_note(w->outbox, rec, &n))
         return;
     arena *a = known_arena(w, n.arena);
     if (a && arena_claim(a, &n, w->holder, &b) == RING_OK)
@@ -444,7 +434,7 @@ static bool add_record(wire *w, wire_batch *batch, const record *rec, uint64_t s
     bool is_small = inline_size <= SMALL_PIECE;
     if (batch->n + 4 > WIRE_PIECES || batch->used + head_size + SMALL_PIECE > WIRE_GATHER)
         return false;
-    if (rec->is_far && (!note_of(r, rec, &n) || !find_content(w, &n, &b) || b.length < m->length))
+    if (rec->is_far && (!record_note(r, rec, &n) || !find_content(w, &n, &b) || b.length < m->length))
         return false;
     if (skip < head_size) {
         uint8_t *to = batch->scratch + batch->used;

@@ -122,6 +122,7 @@ cdef class Wire:
     cdef _Post post
     cdef Carrier carrier
     cdef bint ready
+    cdef uint32_t generation
     cdef object __weakref__
     cdef public object driver
     """What the layer above keeps with it."""
@@ -153,10 +154,12 @@ cdef class Wire:
         if wire_init(w) != 0:
             raise MemoryError
         self.ready = True
+        self.generation = platform_fork_generation()
         _wires[outbox.name] = self
 
     def __dealloc__(self):
-        if self.ready:
+        # What a child inherits by fork is still its parent's.
+        if self.ready and self.generation == platform_fork_generation():
             wire_destroy(&self.l.w)
 
     @property

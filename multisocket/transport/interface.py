@@ -25,6 +25,9 @@ class Connection(ABC):
     is_framed: bool = False
     """``write`` gets one whole message at a time, and takes it whole or not at all."""
 
+    is_plain: bool = False
+    """Its bytes are just those of its file descriptor, a socket: once the handshake is done they are moved natively."""
+
     peer: str = ""
     """Who is at the other end, for people: a host and a port."""
 
@@ -65,11 +68,9 @@ class Connection(ABC):
     def close(self) -> None:
         """Ends it. Twice is no error."""
 
-    def detach(self) -> int:
-        """For connections whose bytes are just those of a file descriptor: gives it away. Then nothing else is called,
-        and the bytes are moved natively. -1: they are not.
-        """
-        return -1
+    def detach(self) -> None:
+        """Where ``is_plain``: the file descriptor is somebody else's now, who closes it. Nothing more is called."""
+        raise NotImplementedError
 
 
 class Listening(ABC):

@@ -28,6 +28,7 @@ import msgpack
 from .. import names
 from ..address import Address
 from ..background import background
+from ..descriptors import own
 from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
 from ..options import RAW, Option
 from .hello import Hello
@@ -94,7 +95,7 @@ def _unix_path(address: Address) -> str:
 
 
 def _new_socket() -> socket.socket:
-    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    return own(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
 
 
 def _connect(address: Address) -> socket.socket:
@@ -229,7 +230,7 @@ class _Bound:
     def _accept(self) -> None:
         while True:
             try:
-                connection, _ = self._socket.accept()
+                connection = own(lambda: self._socket.accept()[0])
             except BlockingIOError:
                 return
             except OSError:
@@ -395,6 +396,8 @@ class _Dialing(_Connection):
 class _RawConnection(Connection):
     """A socket whose bytes are contents."""
 
+    is_plain = True
+
     def __init__(self, connection: socket.socket, address: str) -> None:
         self._socket = connection
         self._address = address
@@ -416,9 +419,9 @@ class _RawConnection(Connection):
         """Not called: its descriptor is given away."""
         raise NotImplementedError
 
-    def detach(self) -> int:
-        """Its bytes are moved natively."""
-        return self._socket.detach()
+    def detach(self) -> None:
+        """It is the carrier's now."""
+        self._socket.detach()
 
     def close(self) -> None:
         """Ends it."""
@@ -439,7 +442,7 @@ class _RawListening(Listening):
     def accept(self) -> _RawConnection | None:
         """The next program."""
         try:
-            connection, _ = self._place.socket.accept()
+            connection = own(lambda: self._place.socket.accept()[0])
         except BlockingIOError:
             return None
         connection.setblocking(False)

@@ -180,17 +180,14 @@ class _Opening:
     def _open(self) -> None:
         self._done = True
         self._timer.cancel()
-        fd = -1
         try:
-            fd = self._connection.detach()
-            link = (Carried if fd >= 0 else Moved)(self._connection, self._connector, self._options, fd)
+            kind = Carried if self._connection.is_plain else Moved
+            link = kind(self._connection, self._connector, self._options)
             # From here on the connector withdraws the pipe itself.
             self._connector.open_wire(
                 self._ours, link, self._address, self._connection.peer, self._options, self._dialer
             )
         except Exception as error:
-            if fd >= 0:
-                os.close(fd)
             self._connection.close()
             self._tell_failed(error)
             return
@@ -215,10 +212,9 @@ class _Opening:
 class WireLink:
     """What the connector has of a connection: how to begin and to end it."""
 
-    def __init__(self, connection: Connection, connector: Connector, options: Mapping[str, Any], fd: int) -> None:
+    def __init__(self, connection: Connection, connector: Connector, options: Mapping[str, Any]) -> None:
         self._connection = connection
         self._connector = connector
-        self._fd = fd
         self.options = options
         self.wire: Wire
         self.is_gone = False
@@ -227,7 +223,11 @@ class WireLink:
         """The pipe is open: bytes may come and go."""
         self.wire = wire
         wire.driver = self
-        carrier.carry(wire, self._fd)
+        carrier.carry(wire, self._descriptor())
+
+    def _descriptor(self) -> int:
+        """Whose bytes the carrier moves; -1: none."""
+        return -1
 
     def close(self, linger: float = LINGER) -> None:
         """Sends what is left, for so many seconds, and ends the connection."""
@@ -250,12 +250,20 @@ class WireLink:
 class Carried(WireLink):
     """A connection whose bytes are moved natively."""
 
+    def begin(self, wire: Wire) -> None:
+        """The pipe is open: bytes may come and go."""
+        super().begin(wire)
+        self._connection.detach()
+
+    def _descriptor(self) -> int:
+        return self._connection.fileno()
+
 
 class Moved(WireLink):
     """A connection whose bytes go through Python, in the thread of the mover."""
 
-    def __init__(self, connection: Connection, connector: Connector, options: Mapping[str, Any], fd: int) -> None:
-        super().__init__(connection, connector, options, fd)
+    def __init__(self, connection: Connection, connector: Connector, options: Mapping[str, Any]) -> None:
+        super().__init__(connection, connector, options)
         self._thread: Background = mover()
         self._unread = b""
         self._outgoing = memoryview(b"")

@@ -13,9 +13,11 @@ import os
 import socket
 import termios
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ..address import Address
+from ..descriptors import own
 from ..errors import AddressInUse, BadAddress, ConnectionRefused, Error
 from ..options import Option, flag, seconds, whole
 from .interface import Connection, Listening, Transport
@@ -99,6 +101,8 @@ def end_side(one: socket.socket) -> bool:
 class TcpConnection(Connection):
     """A socket that is connected, or will be to one of some addresses: the first that answers."""
 
+    is_plain = True
+
     def __init__(self, asked: str, options: Mapping[str, Any], *, addresses: list[Where], made: Any = None) -> None:
         self._asked = asked
         self._options = options
@@ -121,7 +125,7 @@ class TcpConnection(Connection):
         while self._addresses:
             family, where = self._addresses.pop(0)
             try:
-                self.socket = socket.socket(family, socket.SOCK_STREAM)
+                self.socket = own(partial(socket.socket, family, socket.SOCK_STREAM))
                 self.socket.setblocking(False)
                 tune(self.socket, self._options)
                 self.socket.connect(where)
@@ -194,9 +198,10 @@ class TcpConnection(Connection):
         """Ends our side, and waits until the peer's system has confirmed all."""
         return self.socket is None or end_side(self.socket)
 
-    def detach(self) -> int:
-        """Its bytes are moved natively."""
-        return -1 if self.socket is None else self.socket.detach()
+    def detach(self) -> None:
+        """It is the carrier's now."""
+        if self.socket is not None:
+            self.socket.detach()
 
     def close(self) -> None:
         """Ends it."""
@@ -221,7 +226,7 @@ class TcpListening(Listening):
         """The next connection."""
         while True:
             try:
-                connection, _ = self.socket.accept()
+                connection = own(lambda: self.socket.accept()[0])
             except (BlockingIOError, InterruptedError):
                 return None
             except ConnectionAbortedError:
@@ -246,12 +251,14 @@ def _listen_at(address: Address) -> socket.socket:
     host, port = split(address)
     try:
         if host == "*" and socket.has_dualstack_ipv6():
-            bound = socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG, reuse_port=False
+            bound = own(
+                lambda: socket.create_server(
+                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG, reuse_port=False
+                )
             )
         else:
             family, where = _look_up(address, listening=True)[0]
-            bound = socket.create_server(where[:2], family=family, backlog=BACKLOG)
+            bound = own(lambda: socket.create_server(where[:2], family=family, backlog=BACKLOG))
     except BadAddress:
         raise
     except OSError as error:

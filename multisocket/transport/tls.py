@@ -6,12 +6,12 @@ A listener needs a certificate. A dialer checks the listener's certificate and t
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
 
 from ..address import Address
+from ..descriptors import own
 from ..errors import BadOption, ConnectionRefused
 from ..options import Option, choice, flag, text
 from . import tcp
@@ -143,14 +143,16 @@ class TlsConnection(Connection):
             self.wants_write = self._inner.wants_write
             return False
         self.peer = self._inner.peer
-        plain = socket.socket(fileno=self._inner.detach())
-        plain.setblocking(False)
-        self._tls = self._context.wrap_socket(
-            plain,
-            server_side=self._server_name is None,
-            server_hostname=self._server_name,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=True,
+        plain = self._inner.socket
+        assert plain is not None
+        self._tls = own(
+            lambda: self._context.wrap_socket(
+                plain,
+                server_side=self._server_name is None,
+                server_hostname=self._server_name,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=True,
+            )
         )
         return True
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -201,3 +203,36 @@ with ms.Socket(recv_queue_bytes=1 << 22) as server, ms.Socket() as client:
 print("fine")
 """
     assert in_small_memory("1m", code) == "fine"
+
+
+_FORKS_EARLY = """
+import multisocket as ms, os, sys, threading, time
+from multisocket.background import background
+
+background().call(threading.Event().wait)  # it cannot look at what is made now
+sock = ms.Socket()
+listener = sock.listen(sys.argv[1])
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+print(child, listener.address, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "ipc raw", "tcp"])
+def test_a_child_keeps_no_listener_that_was_just_made(
+    make_socket: Callable[..., ms.Socket], processes: Processes, folder: Path, scheme: str
+) -> None:
+    place = {"ipc": f"ipc://{folder}/s", "ipc raw": f"ipc://{folder}/s?raw=true", "tcp": "tcp://127.0.0.1:0"}[scheme]
+    process = processes.run(_FORKS_EARLY, place)
+    assert process.stdout is not None
+    child, address = process.stdout.readline().split()
+    try:
+        process.kill()
+        process.wait()
+        with pytest.raises(ms.ConnectionRefused):
+            make_socket().dial(address, raw=scheme == "ipc raw")
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+    ms.clean()

@@ -91,8 +91,7 @@ def test_garbage_ends_one_pipe_only(make_socket: Make, caplog: pytest.LogCapture
 
 
 class _Broken(TcpConnection):
-    def detach(self) -> int:
-        return -1
+    is_plain = False
 
     def write(self, data: memoryview) -> int:
         raise zlib.error("out of order")
