@@ -37,6 +37,8 @@ struct carrier {
     _Atomic unsigned added;
     int poller, poke, told_fd;
     event hurry; /* wakes the writer */
+    bool is_asleep; /* the writer looks at the words of all posts, without the lock */
+    unsigned sleeps; /* how often it did, so far */
     post *posts;
     load *loads;
     story *first, *last;
@@ -153,8 +155,14 @@ void carrier_remove_post(carrier *c, post *p)
     free(p->by_slot);
     p->by_slot = NULL;
     p->size = 0;
+    /* Its memory may go afterwards, so a writer who may look at it now must have done so. */
+    for (unsigned sleeps = c->sleeps; c->is_asleep && c->sleeps == sleeps;) {
+        pthread_mutex_unlock(&c->lock);
+        hurry(c);
+        platform_yield();
+        pthread_mutex_lock(&c->lock);
+    }
     pthread_mutex_unlock(&c->lock);
-    hurry(c);
 }
 
 static int find_place(post *p, uint32_t slot)
@@ -275,6 +283,28 @@ static void write_one(carrier *c, load *l)
     pthread_mutex_unlock(&c->lock);
 }
 
+static void write_due(carrier *c, load **due, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        write_one(c, due[i]);
+    pthread_mutex_lock(&c->lock);
+    for (unsigned i = 0; i < n; i++)
+        let_go(c, due[i]);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* Until somebody rings. is_asleep was set when the words were armed. */
+static void sleep_now(carrier *c, _Atomic uint32_t **words, const uint32_t *tickets, unsigned n)
+{
+    int rc = platform_wait_many(words, tickets, n, event_slice(NEVER));
+    pthread_mutex_lock(&c->lock);
+    c->is_asleep = false;
+    c->sleeps++;
+    pthread_mutex_unlock(&c->lock);
+    if (rc == WAIT_TIMEOUT)
+        look_at_all(c);
+}
+
 static void *write_all(void *arg)
 {
     carrier *c = arg;
@@ -286,16 +316,12 @@ static void *write_all(void *arg)
         pthread_mutex_lock(&c->lock);
         unsigned words_n = is_armed ? arm_bells(c, words, tickets) : 0;
         unsigned n = find_due(c, due);
+        c->is_asleep = is_armed && n == 0;
         pthread_mutex_unlock(&c->lock);
-        for (unsigned i = 0; i < n; i++)
-            write_one(c, due[i]);
-        pthread_mutex_lock(&c->lock);
-        for (unsigned i = 0; i < n; i++)
-            let_go(c, due[i]);
-        pthread_mutex_unlock(&c->lock);
-        /* A bell is armed only when nobody rang for one look: who rings meanwhile need not wake us. */
-        if (n == 0 && is_armed && platform_wait_many(words, tickets, words_n, event_slice(NEVER)) == WAIT_TIMEOUT)
-            look_at_all(c);
+        if (n)
+            write_due(c, due, n);
+        else if (is_armed) /* only when nobody rang for one look: who rings meanwhile need not wake us */
+            sleep_now(c, words, tickets, words_n);
         is_armed = n == 0;
     }
     return NULL;

@@ -1,4 +1,4 @@
-"""The native core without Python: threads, crash points, corrupt memory (stress.c, crash.c)."""
+"""The native core without Python: threads, crash points, corrupt memory (stress.c, crash.c, arena.c, wire.c)."""
 
 from __future__ import annotations
 

@@ -1131,6 +1131,26 @@ static void test_no_descriptor(void)
     close_pair(&k);
 }
 
+/* A Socket's memory may go once its post is removed: the writer looks at no bell there any more. */
+static void test_removed_post(void)
+{
+    carrier *c = carrier_start();
+    CHECK(c, "no carrier");
+    for (unsigned i = 0; i < scaled(500); i++) {
+        rng g = rng_new(60000 + i);
+        event *rung = allocate(sizeof *rung);
+        _Atomic uint64_t *waiting = allocate(BELL_WORDS * sizeof *waiting);
+        post p = {.rung = rung, .waiting = waiting};
+        carrier_add_post(c, &p);
+        for (uint64_t n = rng_below(&g, 30000); n > 0; n--)
+            platform_pause();
+        carrier_remove_post(c, &p);
+        free((void *)rung);
+        free((void *)waiting);
+    }
+    carrier_stop(c);
+}
+
 /* The peer is gone while something is left to be written: nothing will come of it before the deadline either. */
 static void test_finish_broken(void)
 {
@@ -1170,6 +1190,7 @@ static const struct {
     {"finish garbage", test_finish_garbage},
     {"finish broken", test_finish_broken},
     {"no descriptor", test_no_descriptor},
+    {"removed post", test_removed_post},
 };
 
 int main(int argc, char **argv)
