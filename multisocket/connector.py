@@ -425,6 +425,7 @@ class Connector:
         log.info("pipe %d with %s at %s is closed: %s", pipe.id, pipe.peer_address, pipe.address, reason)
         is_raw = bool(of.options["raw"])
         if not is_raw:
+            of.wire.stop()
             pipe._segment.close()
         self._remove(pipe)
         # A raw peer that has only sent all it wants to say still gets its answer.

@@ -185,6 +185,7 @@ cdef extern from "wire.h" nogil:
     int wire_gather(wire *w, wire_batch *batch, unsigned most)
     void wire_consume(wire *w, size_t n)
     bint wire_is_idle(wire *w)
+    void wire_stop(wire *w)
     void wire_drop(wire *w)
 
 cdef extern from "pthread.h" nogil:

@@ -747,6 +747,13 @@ int wire_write(wire *w, const message *m)
     return rc;
 }
 
+void wire_stop(wire *w)
+{
+    pthread_mutex_lock(&w->writing);
+    atomic_store_explicit(&w->is_broken, 1, memory_order_release);
+    pthread_mutex_unlock(&w->writing);
+}
+
 int wire_close(wire *w)
 {
     atomic_store_explicit(&w->is_closed, 1, memory_order_release);

@@ -167,6 +167,9 @@ bool wire_is_quiet(const wire *w, const message *m);
  * WIRE_BUSY: nothing is written, take the outbox; WIRE_CLOSED, WIRE_FAILED: it is not sent. */
 int wire_write(wire *w, const message *m);
 
+/* Writes nothing any more: what is in the outbox when this returns stays there, and can be sent to somebody else. Before the
+ * outbox is closed, or a message that was just written might not be taken out of it, and be sent twice. */
+void wire_stop(wire *w);
 /* Gives up what was read in part; in the thread that reads. */
 void wire_drop(wire *w);
 /* Takes no more part in anything. Gives the file descriptor, for the caller to close; or -1. */

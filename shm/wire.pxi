@@ -278,6 +278,11 @@ cdef class Wire:
             rc = wire_end(&self.l.w, scratch)
         return None if rc == WIRE_BLOCKED else _reason(rc, 0)
 
+    def stop(self):
+        """Writes nothing any more: what is in the outbox now can be sent to somebody else."""
+        with nogil:
+            wire_stop(&self.l.w)
+
     def drop(self):
         """Gives up what was read in part."""
         with nogil:

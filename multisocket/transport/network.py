@@ -270,6 +270,8 @@ class Moved(WireLink):
         self._is_over = False
         self._is_watching = False
         self._is_finishing = False
+        # What is in the outbox is for others now.
+        self._is_broken = False
 
     def begin(self, wire: Wire) -> None:
         """The pipe is open: bytes may come and go."""
@@ -300,7 +302,7 @@ class Moved(WireLink):
         self._thread.watch(self._connection, self._ready if reads else None, self._ready if writes else None)
 
     def _ready(self) -> None:
-        if self.is_gone:
+        if self.is_gone or (self._is_broken and not self._is_finishing):
             return
         if self._guarded(self._move):
             self._watch()
@@ -308,6 +310,8 @@ class Moved(WireLink):
     def _move(self) -> None:
         self._connection.proceed()
         self._read()
+        if self._is_broken:
+            return
         self._write()
         if self._is_finishing and self.wire.is_idle and not self._connection.wants_write:
             self._say_good_bye()
@@ -322,7 +326,7 @@ class Moved(WireLink):
         return True
 
     def _break(self, reason: str) -> None:
-        self._is_over = True
+        self._is_over = self._is_broken = True
         self._thread.unwatch(self._connection)
         background().call(lambda: self.on_end(reason))
 
@@ -349,8 +353,10 @@ class Moved(WireLink):
             self._thread.call_later(_RETRY, self._ready)
             return
         self._is_over = True
-        if not (self.options["raw"] and not self.options["close_on_eof"]):
-            background().call(lambda: self.on_end(reason))
+        if self.options["raw"] and not self.options["close_on_eof"]:
+            return
+        self._is_broken = not self.options["raw"]
+        background().call(lambda: self.on_end(reason))
 
     def _write(self) -> None:
         end = time.monotonic() + _TURN

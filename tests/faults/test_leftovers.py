@@ -212,10 +212,8 @@ from multisocket.background import background
 background().call(threading.Event().wait)  # it cannot look at what is made now
 sock = ms.Socket()
 listener = sock.listen(sys.argv[1])
-child = os.fork()
-if child == 0:
-    time.sleep(60)
-print(child, listener.address, flush=True)
+if os.fork() == 0:
+    print(os.getpid(), listener.address, flush=True)
 time.sleep(60)
 """
 
