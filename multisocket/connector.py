@@ -26,7 +26,7 @@ from .background import Timer, background, is_background_thread
 from .errors import BadAddress, BadMessage, Closed, ConnectionRefused, Error, NotSupported, Timeout
 from .options import DIALER, LISTENER, Option, from_address, resolve
 from .shm import Arena, Endpoint, Segment, Wire
-from .transport.hello import Hello, Link
+from .transport.hello import Hello, Link, own_pid_space
 from .transport.network import LINGER, WireLink
 
 log = logging.getLogger("multisocket")
@@ -123,6 +123,11 @@ class Dialer:
             transport.find(self._address).dial(self._address, self._connector, self)
         except (Error, OSError) as error:
             self.failed(error)
+
+    @property
+    def closed(self) -> bool:
+        """It dials no more."""
+        return self._closed
 
     def wait(self) -> None:
         """Until the first attempt has ended.
@@ -335,7 +340,7 @@ class Connector:
             if not number:
                 raise ConnectionRefused("the Socket has no place for another pipe, or /dev/shm is full")
             self._reserved += 1
-        return Hello(self._segment.name, number, self._receives, os.getpid())
+        return Hello(self._segment.name, number, self._receives, os.getpid(), own_pid_space())
 
     def withdraw(self, ours: Hello) -> None:
         """Gives up a reserved pipe."""
@@ -354,14 +359,14 @@ class Connector:
             self._negotiate(pipe)
             with self._lock:
                 self._require_open()
+                _require_wanted(dialer)
                 self._endpoint._open_pipe(pipe.id, theirs.segment if theirs.receives else "", theirs.pipe)
                 self._pipes[pipe.id] = pipe
                 self._reserved -= 1
         except BaseException:
             self.withdraw(ours)
             raise
-        self._tell("open", pipe)
-        self._settle()
+        self._opened(pipe)
 
     def open_wire(
         self,
@@ -386,6 +391,7 @@ class Connector:
             self._negotiate(pipe)
             with self._lock:
                 self._require_open()
+                _require_wanted(dialer)
                 self._endpoint._open_pipe(pipe.id, outbox.name, pipe.id, wire)
                 self._pipes[pipe.id] = pipe
                 self._reserved -= 1
@@ -400,8 +406,14 @@ class Connector:
             outbox.close()
             self._remove(pipe)
             raise
+        self._opened(pipe)
+
+    def _opened(self, pipe: Pipe) -> None:
         self._tell("open", pipe)
-        self._settle()
+        try:
+            self._settle()
+        except Exception:  # the pipe is open, whatever becomes of earlier messages
+            log.exception("what was kept could not be sent to %s", pipe)
 
     def _make_wire(self, pipe: int, outbox: Segment, options: Mapping[str, Any]) -> Wire:
         return Wire(
@@ -526,6 +538,11 @@ class Connector:
             return
         for one in Arena.mapped():
             one.forget(gone.name, self._segment.name)
+
+
+def _require_wanted(dialer: Dialer | None) -> None:
+    if dialer is not None and dialer.closed:
+        raise Closed(f"the dialer to {dialer.address} was closed in the meantime")
 
 
 def _resolve(known: Mapping[str, Option], address: Address, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import posix_ipc
@@ -34,6 +35,7 @@ import posix_ipc
 from . import reclaim, shm
 
 _DIRECTORY = "/dev/shm"
+_LOCK_TIMEOUT = 2.0
 _GUARD = re.compile(r"(ms-[0-9a-f]{12})\.guard")
 _SEGMENT = re.compile(r"(ms-[0-9a-f]{12})-[0-9a-z]+")
 _ARENA = re.compile(r"ms-[0-9a-f]{12}-[0-9]+a")
@@ -250,6 +252,34 @@ def is_stale_socket(path: str) -> bool:
     return False
 
 
+def lock_folder_of(path: str) -> contextlib.AbstractContextManager[None]:
+    """Whoever binds a socket path, or removes a stale one, does it with its folder locked: no lock file is left.
+
+    :raises OSError: there is no such folder, or it must not be read.
+    """
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def locked() -> Iterator[None]:
+        try:
+            deadline = time.monotonic() + _LOCK_TIMEOUT
+            while not _try_flock(folder) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield
+        finally:
+            os.close(folder)
+
+    return locked()
+
+
+def _try_flock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 # --- the janitor ---
 
 
@@ -313,7 +343,13 @@ def _remove_segments(prefix: str) -> list[str]:
 
 
 def _remove_stale_sockets(guard: int) -> list[str]:
-    return [path for path in _noted_paths(guard) if is_stale_socket(path) for path in _remove(path)]
+    return [path for noted in _noted_paths(guard) for path in _remove_stale_socket(noted)]
+
+
+def _remove_stale_socket(path: str) -> list[str]:
+    with contextlib.suppress(OSError), lock_folder_of(path):
+        return _remove(path) if is_stale_socket(path) else []
+    return []
 
 
 def _noted_paths(guard: int) -> Iterator[str]:

@@ -60,8 +60,7 @@ class Socket(Endpoint):
         self._connector: Connector | None = Connector(
             self, segment, receives=not values["no_recv"], pipe_limit=values["pipe_limit"]
         )
-        self._closing = threading.Lock()
-        self._is_removed = False
+        self._closing = threading.RLock()
         _open_sockets.add(self)
         _close_all_at_exit()
 
@@ -227,15 +226,23 @@ class Socket(Endpoint):
         self._close(self._options["send_stop_timeout"])
 
     def _close(self, drain: float) -> None:
-        connector = self._connector
-        if connector is None or not self._is_owner:
+        if self._connector is None or not self._is_owner:
             self._detach()
             return
+        # A second thread waits until the first one is done; unless that one may be waiting for it.
+        if not self._closing.acquire(blocking=not background.is_background_thread()):
+            return
+        try:
+            self._close_for_all(drain)
+        finally:
+            self._closing.release()
+
+    def _close_for_all(self, drain: float) -> None:
+        connector = self._connector
+        if connector is None:
+            return
         connector.close(drain)
-        with self._closing:
-            if not self._is_removed:
-                names.remove_segment(self._name)
-            self._is_removed = True
+        names.remove_segment(self._name)
         _open_sockets.discard(self)
         self._detach()
         # They refer to each other: without this, memory would be kept until the next garbage collection.

@@ -230,19 +230,44 @@ static void flush(carrier *c, load *l)
         platform_poke(c->poke); /* nothing is left, or nothing goes any more */
 }
 
-/* Under the lock. Those with something to write, to be let go afterwards. */
+/* Under the lock. The next post comes first: nobody waits for ever behind those who always have something. */
+static void rotate_posts(carrier *c)
+{
+    post *first = c->posts;
+    if (!first || !first->next)
+        return;
+    post *last = first;
+    while (last->next)
+        last = last->next;
+    c->posts = first->next;
+    first->next = NULL;
+    last->next = first;
+}
+
+/* Under the lock. Those of a post with something to write; goes on where the last call has stopped. */
+static unsigned find_due_of(post *p, load **due, unsigned most)
+{
+    unsigned n = 0;
+    uint32_t slot = p->from ? p->from : 1;
+    while (n < most && (slot = bell_next(p->waiting, slot, p->size))) {
+        load *l = slot < p->size ? p->by_slot[slot] : NULL;
+        slot++;
+        if (!l)
+            continue;
+        l->users++;
+        due[n++] = l;
+    }
+    p->from = slot;
+    return n;
+}
+
+/* Under the lock. Those with something to write, to be let go afterwards. None: all posts were looked through. */
 static unsigned find_due(carrier *c, load **due)
 {
     unsigned n = 0;
-    for (post *p = c->posts; p; p = p->next) {
-        for (uint32_t slot = 1; n < DUE && (slot = bell_next(p->waiting, slot, p->size)); slot++) {
-            load *l = slot < p->size ? p->by_slot[slot] : NULL;
-            if (!l)
-                continue;
-            l->users++;
-            due[n++] = l;
-        }
-    }
+    rotate_posts(c);
+    for (post *p = c->posts; p && n < DUE; p = p->next)
+        n += find_due_of(p, due + n, DUE - n);
     return n;
 }
 

@@ -27,6 +27,7 @@ typedef struct post {
     /* The carrier's: */
     struct load **by_slot;
     uint32_t size; /* of by_slot */
+    uint32_t from; /* where the writer goes on; 0: at the beginning */
     struct post *next;
 } post;
 

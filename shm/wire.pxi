@@ -144,7 +144,7 @@ cdef class Wire:
         w.own = &arena.a if arena is not None else NULL
         w.large = LARGE
         w.most = min(most, <uint32_t>socket.seg.inbox.longest)
-        w.chunk = min(chunk, <uint32_t>(socket.seg.inbox.capacity // 4))
+        w.chunk = min(min(chunk, <uint32_t>socket.seg.inbox.longest), <uint32_t>(socket.seg.inbox.capacity // 4))
         w.raw_ttl = <uint8_t>ttl
         w.holder = _holder()
         w.find = _find_arena

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import stat
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ from ..background import background
 from ..descriptors import own
 from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
 from ..options import RAW, Option
-from .hello import Hello
+from .hello import Hello, own_pid_space
 from .interface import Connection, Listening, Transport
 from .network import Network
 
@@ -45,7 +43,6 @@ _LONGEST_PATH = 107
 _LONGEST_HELLO = 4096
 _GOOD_BYE = b"\0"
 _HANDSHAKE_TIMEOUT = 5.0
-_LOCK_TIMEOUT = 2.0
 _PAUSE = 0.1
 
 
@@ -132,31 +129,18 @@ def _is_other_file(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _locked_directory(path: str) -> Iterator[None]:
-    """Keeps two processes from replacing one stale path at the same time, without leaving a lock file."""
+def _locked_folder_of(path: str) -> Iterator[None]:
+    """Keeps two processes from replacing one stale path at the same time."""
     try:
-        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = names.lock_folder_of(path)
     except OSError as error:
         raise BadAddress(f"ipc://{path}: cannot listen in that folder: {error.strerror}") from error
-    try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT
-        while not _try_flock(directory) and time.monotonic() < deadline:
-            time.sleep(0.01)
+    with lock:
         yield
-    finally:
-        os.close(directory)
-
-
-def _try_flock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _bind_path(listening: socket.socket, address: Address, path: str) -> None:
-    with _locked_directory(path):
+    with _locked_folder_of(path):
         if names.is_stale_socket(path):
             os.unlink(path)
         elif _is_other_file(path):
@@ -482,6 +466,7 @@ def _hello_bytes(hello: Hello) -> bytes:
             "pipe": hello.pipe,
             "receives": hello.receives,
             "pid": hello.pid,
+            "pid_space": hello.pid_space,
         }
     )
 
@@ -510,4 +495,15 @@ def _read_hello(body: bytes) -> Hello:
     segment, pipe, receives, pid = (said.get(name) for name in ("segment", "pipe", "receives", "pid"))
     if not names.is_segment_name(segment) or type(pipe) is not int or not 0 < pipe < 2**32:
         raise BadMessage("the peer's hello is broken")
+    _check_pid_space(said.get("pid_space"))
     return Hello(str(segment), pipe, bool(receives), pid if isinstance(pid, int) else 0)
+
+
+def _check_pid_space(theirs: object) -> None:
+    """Locks in shared memory know their holders by thread ids, which mean others in another PID namespace."""
+    ours = own_pid_space()
+    if theirs and ours and theirs != ours:
+        raise ConnectionRefused(
+            "the peer is in another PID namespace (container), where shared memory cannot be locked safely: let both"
+            " have the same one (--pid=container:... or --pid=host), or connect by tcp"
+        )

@@ -6,6 +6,9 @@ import contextlib
 import os
 import socket as sockets
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -364,3 +367,31 @@ def test_a_child_of_fork_does_not_close_its_parents_listener(make_socket: Make, 
     listener = server.listen(ipc)
     processes.join(processes.start(listener.close))
     client.dial(ipc)
+
+
+def test_a_dialer_that_is_closed_in_its_handshake_gets_no_pipe(make_socket: Make, folder: Path) -> None:
+    closed = threading.Event()
+
+    def wait_for_it(_: ms.Pipe) -> None:
+        assert closed.wait(DEADLINE)
+
+    server, client = make_socket(), make_socket()
+    server.listen(f"ipc://{folder}/s")
+    client.negotiator = wait_for_it
+    dialer = client.dial(f"ipc://{folder}/s", dial_async=True)
+    dialer.close()
+    closed.set()
+    wait_until(lambda: not server.pipes, "the server's pipe is closed")
+    assert not client.pipes
+
+
+def test_a_peer_of_another_pid_namespace_is_refused(make_socket: Make, ipc: str) -> None:
+    make_socket().listen(ipc)
+    code = f"import multisocket as ms; ms.Socket().dial({ipc!r})"
+    command = ["unshare", "--pid", "--fork"]
+    if os.geteuid() != 0 or subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody make a PID namespace (unshare --pid)")
+    done = subprocess.run(
+        [*command, sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert "PID namespace" in done.stderr

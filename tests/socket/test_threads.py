@@ -135,3 +135,32 @@ def test_ctrl_c_in_a_blocking_call(make_socket: Make, address: str, threads: Sta
 def _sleeps(tid: int) -> bool:
     with open(f"/proc/self/task/{tid}/wchan") as wchan:
         return "futex" in wchan.read()
+
+
+def test_two_threads_close_one_socket(make_socket: Make, address: str, threads: Start) -> None:
+    """Both return when it is closed, and peers hear of it once."""
+    for _ in range(10):
+        server = ms.Socket(send_stop_timeout=0.0)
+        server.listen(address)
+        clients = [make_socket() for _ in range(4)]
+        for client in clients:
+            client.dial(address, reconnect=False)
+        start = threading.Barrier(3)
+        errors: list[Exception] = []
+
+        def close(
+            server: ms.Socket = server, start: threading.Barrier = start, errors: list[Exception] = errors
+        ) -> None:
+            start.wait()
+            try:
+                server.close()
+            except Exception as error:
+                errors.append(error)
+
+        closers = [threads(close) for _ in range(2)]
+        start.wait()
+        for closer in closers:
+            closer.join(DEADLINE)
+        assert not errors
+        assert server.closed
+        wait_until(lambda clients=clients: not any(client.pipes for client in clients), "the clients have heard of it")
