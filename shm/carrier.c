@@ -11,6 +11,8 @@
 #define EVENTS 256
 /* The reader reads so often for one wire before it looks after others. */
 #define READS_MOST 4
+/* So long it stays awake for the rest of a large content, ns. */
+#define AWAKE_NS 50000
 #define LOW_MARK_MOST (256 << 10)
 /* How soon it looks again whether there is room, at first and at most, ns. */
 #define RETRY_FIRST 50000
@@ -400,6 +402,21 @@ static void set_low_mark(load *l)
     setsockopt(l->w.fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof mark);
 }
 
+static bool is_amid_content(const load *l)
+{
+    return l->w.content && l->w.content->is_active;
+}
+
+/* The rest of a large content is on its way: being woken for each part of it costs both sides more than waiting awake. */
+static bool await_more(load *l)
+{
+    uint8_t byte;
+    for (int64_t end = platform_now() + AWAKE_NS; platform_now() < end; platform_yield())
+        if (recv(l->w.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0)
+            return true;
+    return false;
+}
+
 /* One read. False: nothing more for now. */
 static bool read_once(carrier *c, load *l)
 {
@@ -408,13 +425,15 @@ static bool read_once(carrier *c, load *l)
     ssize_t n = recv(l->w.fd, to, room, MSG_DONTWAIT);
     if (n > 0) {
         read_result(c, l, wire_filled(&l->w, c->scratch, (size_t)n));
-        if (l->is_ready && (size_t)n < room && !l->is_hung)
+        if (l->is_ready && (size_t)n < room && !l->is_hung && !is_amid_content(l))
             l->is_ready = false; /* all that there was: an edge tells of more */
         if (!l->is_ready)
             set_low_mark(l);
         return l->is_ready;
     }
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        if (is_amid_content(l) && await_more(l))
+            return true;
         l->is_ready = false;
         set_low_mark(l);
         return false;
@@ -499,8 +518,8 @@ static int64_t finish(carrier *c, load *l, int64_t now)
     }
     if (!l->is_over)
         read_garbage(c, l);
-    /* Closed earlier, what is on its way would be lost. */
-    if (l->is_over || platform_unconfirmed(l->w.fd) == 0) {
+    /* Closed earlier, what is on its way would be lost; closed with something unread, the peer would see a reset. */
+    if (l->is_over || (!l->is_ready && platform_unconfirmed(l->w.fd) == 0)) {
         close_load(c, l);
         return NEVER;
     }

@@ -86,6 +86,7 @@ class Bound:
         self._options = options
         self._process = os.getpid()
         self._closed = False
+        self._gone = threading.Event()
         self.address = listening.address
         background().call(self._resume)
 
@@ -126,13 +127,13 @@ class Bound:
         if is_background_thread():
             self._close()
             return
-        done = threading.Event()
-        background().call(lambda: (self._close(), done.set())[0])  # type: ignore[func-returns-value]
-        done.wait(1.0)  # so that the address is free on return
+        background().call(self._close)
+        self._gone.wait(1.0)  # so that the address is free on return
 
     def _close(self) -> None:
         background().unwatch(self._listening)
         self._listening.close()
+        self._gone.set()
 
 
 class _Opening:

@@ -384,3 +384,15 @@ def test_a_listener_of_a_child_of_fork_is_its_parents(make_socket: Make, process
     client.dial(listener.address)
     client.send(b"x")
     assert server.recv(DEADLINE) == b"x"
+
+
+def test_who_receives_nothing_is_no_burden(make_socket: Make) -> None:
+    """no_recv: what comes is thrown away, whatever its size."""
+    server, client = make_socket(), make_socket(no_recv=True)
+    client.dial(server.listen("tcp://127.0.0.1:0").address)
+    client.send(b"x")
+    path = server.recv_msg(DEADLINE).source
+    for size in (0, 100, 200_000, 30 << 20):
+        server.send_to(path, bytes(size), timeout=DEADLINE)
+    client.send(b"still here")
+    assert server.recv(DEADLINE) == b"still here"
