@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import carrier
 from ..address import Address
-from ..background import Background, background, is_background_thread, mover
-from ..errors import Error, Timeout
+from ..background import Background, Timer, background, is_background_thread, mover
+from ..errors import Closed, Error, Timeout
 from ..options import WIRE, Option
 from ..shm import Wire
 from .interface import Connection, Listening, Transport
@@ -266,9 +266,10 @@ class Moved(WireLink):
     def __init__(self, connection: Connection, connector: Connector, options: Mapping[str, Any]) -> None:
         super().__init__(connection, connector, options)
         self._thread: Background = mover()
-        self._unread = b""
+        self._unread = memoryview(b"")
         self._outgoing = memoryview(b"")
         self._is_over = False
+        self._due: Timer | None = None
         self._is_watching = False
         self._is_finishing = False
         # What is in the outbox is for others now.
@@ -296,7 +297,7 @@ class Moved(WireLink):
 
     def _watch(self) -> None:
         self._thread.unwatch(self._connection)
-        reads = not self._unread and not self.wire.blocked and not self._is_over
+        reads = not (self._unread or self.wire.blocked or self._is_over or self._is_finishing)
         writes = self._connection.wants_write
         if self.is_gone or not (reads or writes):
             return
@@ -310,17 +311,34 @@ class Moved(WireLink):
 
     def _move(self) -> None:
         self._connection.proceed()
-        self._read()
+        if not self._is_finishing:
+            self._read()
         if self._is_broken:
             return
         self._write()
         if self._is_finishing and self.wire.is_idle and not self._connection.wants_write:
             self._say_good_bye()
 
+    def _look_again(self, delay: float) -> None:
+        """At most one such look is due, however often the connection is looked at meanwhile."""
+        if self._due is None:
+            self._due = self._thread.call_later(delay, self._look)
+
+    def _look(self) -> None:
+        self._due = None
+        self._ready()
+
     def _guarded(self, call: Any) -> bool:
         """Whatever goes wrong ends this connection, and nothing else."""
         try:
             call()
+        except Closed as error:
+            # Our Socket is: nobody reads any more, but what it has sent still goes.
+            if self._is_finishing:
+                self._break(str(error))
+            else:
+                self._finish(LINGER)
+            return False
         except Exception as error:
             self._break(str(error))
             return False
@@ -337,21 +355,23 @@ class Moved(WireLink):
             if self.wire.blocked:
                 self.wire.go_on()
             if self.wire.blocked:
-                self._thread.call_later(_RETRY, self._ready)
+                self._look_again(_RETRY)
                 return
-            data = self._unread or (None if self._is_over else self._connection.read(_READ_MOST))
-            if data is None:
-                return
-            if not data:
-                self._read_end()
-                return
-            self._unread = data[self.wire.receive(data) :]
-        self._thread.call(self._ready)  # there may be more; others come first
+            if not self._unread:
+                data = None if self._is_over else self._connection.read(_READ_MOST)
+                if data is None:
+                    return
+                if not data:
+                    self._read_end()
+                    return
+                self._unread = memoryview(data)
+            self._unread = self._unread[self.wire.receive(self._unread) :]
+        self._look_again(0)  # there may be more; others come first
 
     def _read_end(self) -> None:
         reason = self.wire.end()
         if reason is None:  # no room for the word of the end
-            self._thread.call_later(_RETRY, self._ready)
+            self._look_again(_RETRY)
             return
         self._is_over = True
         if self.options["raw"] and not self.options["close_on_eof"]:
@@ -372,7 +392,7 @@ class Moved(WireLink):
             if not taken:
                 return
             if time.monotonic() >= end:
-                self._thread.call(self._ready)
+                self._look_again(0)
                 return
 
     def _finish(self, linger: float) -> None:
@@ -390,7 +410,7 @@ class Moved(WireLink):
         if self._connection.finish():
             self._end()
         else:
-            self._thread.call_later(_RETRY, self._ready)
+            self._look_again(_RETRY)
 
     def _end(self) -> None:
         if self.is_gone:

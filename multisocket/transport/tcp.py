@@ -109,6 +109,7 @@ class TcpConnection(Connection):
         self._addresses = addresses
         self.socket: socket.socket | None = made
         self._error: OSError | None = None
+        self._is_connected = made is not None
         if made is not None:
             made.setblocking(False)
             tune(made, options)
@@ -157,7 +158,8 @@ class TcpConnection(Connection):
 
     def proceed(self) -> bool:
         """Looks whether it is connected, or tries the next address."""
-        if not self.wants_write:
+        if self._is_connected:
+            self.wants_write = False
             return True
         assert self.socket is not None
         failure = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -174,6 +176,7 @@ class TcpConnection(Connection):
             self._give_up(ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
             self._try_next()
             return False
+        self._is_connected = True
         self.wants_write = False
         return True
 

@@ -16,6 +16,7 @@ import pytest
 import multisocket as ms
 from conftest import DEADLINE, until_full, wait_until
 from multisocket.address import Address
+from multisocket.background import mover
 from multisocket.transport import register
 from multisocket.transport.tcp import Tcp, TcpConnection
 
@@ -88,6 +89,33 @@ def test_garbage_ends_one_pipe_only(make_socket: Make, caplog: pytest.LogCapture
         wait_until(lambda: "incorrect header check" in caplog.text, "the reason is logged")
     client.send(b"fine")
     assert server.recv(DEADLINE) == b"fine"
+
+
+def test_waiting_for_room_is_done_once(make_socket: Make) -> None:
+    """However often something else happens meanwhile, one look at a time is due."""
+    server, client = pair(make_socket, recv_queue_size=5)
+    client.send(b"I am here")
+    path = server.recv_msg(DEADLINE).source
+    chance = random.Random(1)
+    until_full(lambda i: client.send(chance.randbytes(50_000), timeout=0.2))
+    most = 0
+    for i in range(2000):
+        server.send_to(path, b"%d" % i, timeout=DEADLINE)
+        assert client.recv(DEADLINE) == b"%d" % i
+        most = max(most, len(mover()._timers))
+    assert most < 100
+
+
+def test_close_sends_what_is_left_although_its_own_inbox_is_full(make_socket: Make) -> None:
+    server = make_socket()
+    contents = [b"%d" % i + bytes(1000) for i in range(2000)]
+    with ms.Socket(recv_queue_size=5) as client:
+        client.dial(server.listen("zip+tcp://127.0.0.1:0").address)
+        client.send(b"I am here")
+        path = server.recv_msg(DEADLINE).source
+        until_full(lambda i: server.send_to(path, bytes(50_000), timeout=0.2))
+        client.send_many(contents)
+    assert [server.recv(DEADLINE) for _ in contents] == contents
 
 
 class _Broken(TcpConnection):

@@ -327,6 +327,7 @@ def test_processes_share_the_socket(make_socket: Make, processes: Processes, met
     """Workers take requests that came by tcp, and send the replies through the pipe that only their parent has."""
     server, client = make_socket(), make_socket()
     client.dial(server.listen("tcp://127.0.0.1:0").address)
+    wait_until(lambda: server.pipes, "the server has its pipe")
     workers = [processes.start(_reply, server, method=method) for _ in range(2)]
     assert [client.recv(DEADLINE) for _ in workers] == [b"ready", b"ready"]
     count = 1000
