@@ -195,6 +195,8 @@ class Connector:
         self._listeners: list[Listener] = []
         self._dialers: list[Dialer] = []
         self._pipes: dict[int, Pipe] = {}
+        # Connections that are not closed for good yet.
+        self._links: set[WireLink] = set()
         self._reserved = 0
         self._unreceived: list[_Unreceived] = []
         self._settled = threading.Condition()
@@ -277,19 +279,15 @@ class Connector:
             one.close()
         self._segment.close()
         self._endpoint._release_orphans()
-        links = [pipe._link for pipe in self.pipes]
         for pipe in self.pipes:
             self._remove(pipe)
-        for link in links:
-            if isinstance(link, WireLink):
-                link.close(max(0.0, end - time.monotonic()) if drain > 0 else 0.0)
-            else:
-                link.close()
+            if not isinstance(pipe._link, WireLink):
+                pipe._link.close()
+        # Also those whose pipes ended before: they may still have something to write, and blocks of the arena.
+        for link in list(self._links):
+            link.close(max(0.0, end - time.monotonic()) if drain > 0 else 0.0)
         if not is_background_thread():
-            self._wait(
-                lambda: all(link.is_gone for link in links if isinstance(link, WireLink)),
-                max(end, time.monotonic() + 1.0),
-            )
+            self._wait(lambda: not self._links, max(end, time.monotonic() + 1.0))
         own = self._endpoint._own_arena()
         if own is not None:
             arena.close(own)
@@ -308,9 +306,10 @@ class Connector:
             while not condition() and (left := end - time.monotonic()) > 0:
                 self._settled.wait(min(left, _LOOK_TIME))
 
-    def link_is_gone(self) -> None:
+    def link_is_gone(self, link: WireLink) -> None:
         """A connection is closed for good."""
         with self._settled:
+            self._links.discard(link)
             self._settled.notify_all()
 
     def _require_open(self) -> None:
@@ -400,9 +399,11 @@ class Connector:
                 names.remove_segment(outbox.name)
             self.withdraw(ours)
             raise
+        self._links.add(link)
         try:
             link.begin(wire)
         except BaseException:
+            self._links.discard(link)
             outbox.close()
             self._remove(pipe)
             raise

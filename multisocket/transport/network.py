@@ -245,7 +245,7 @@ class WireLink:
         """It is closed."""
         self.is_gone = True
         self.wire.driver = None  # they refer to each other
-        self._connector.link_is_gone()
+        self._connector.link_is_gone(self)
 
 
 class Carried(WireLink):
