@@ -128,7 +128,7 @@ def test_reconnecting(make_socket: Make, address: str) -> None:
 def test_closed_pipes_are_dialed_again(pair: Pair) -> None:
     server, client = pair
     before = client.pipes[0].id
-    server.close_pipe(server.pipes[0].id)
+    server.close_pipe(wait_until(lambda: server.pipes, "the server has its pipe")[0].id)
     wait_until(lambda: client.pipes and client.pipes[0].id != before, "a new pipe")
     client.send(b"x")
     assert server.recv(DEADLINE) == b"x"
