@@ -143,8 +143,7 @@ class Background:
     def abandon(self) -> None:
         """In a forked child: the thread is the parent's. Gives up the copies of its descriptors, without a word to the
         other ends: a peer must see the parent's death although the child lives on."""
-        for descriptor in [*self._watched.values(), self._wake.fileno(), self._woken.fileno()]:
-            blank(descriptor)
+        blank([*self._watched.values(), self._wake.fileno(), self._woken.fileno()])
         self._selector.close()
 
 

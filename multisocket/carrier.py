@@ -5,7 +5,6 @@ They are native (``shm/carrier.h``). What they tell of connections arrives in th
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from typing import Protocol
@@ -89,8 +88,7 @@ def stop() -> None:
     with _lock:
         current, _current = _current, None
     if current is not None:
-        with contextlib.suppress(KeyError, ValueError):
-            background().unwatch(current)
+        background().unwatch(current)
         current.stop()
     _wires.clear()
 

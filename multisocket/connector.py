@@ -26,13 +26,10 @@ from .background import Timer, background, is_background_thread
 from .errors import BadAddress, BadMessage, Closed, ConnectionRefused, Error, NotSupported, Timeout
 from .options import DIALER, LISTENER, Option, from_address, resolve
 from .shm import Arena, Endpoint, Segment, Wire
-from .transport.hello import Hello, Link, own_pid_space
+from .transport.hello import HANDSHAKE_TIMEOUT, Hello, Link
 from .transport.network import LINGER, WireLink
 
 log = logging.getLogger("multisocket")
-
-HANDSHAKE_TIMEOUT = 5.0
-"""Seconds for a peer to say hello."""
 
 # While it waits for what is to be sent, it looks so often, seconds.
 _LOOK_TIME = 0.005
@@ -339,7 +336,7 @@ class Connector:
             if not number:
                 raise ConnectionRefused("the Socket has no place for another pipe, or /dev/shm is full")
             self._reserved += 1
-        return Hello(self._segment.name, number, self._receives, os.getpid(), own_pid_space())
+        return Hello(self._segment.name, number, self._receives, os.getpid())
 
     def withdraw(self, ours: Hello) -> None:
         """Gives up a reserved pipe."""
@@ -355,13 +352,7 @@ class Connector:
         """
         try:
             pipe = self._make_pipe(ours, theirs, link, address, dialer)
-            self._negotiate(pipe)
-            with self._lock:
-                self._require_open()
-                _require_wanted(dialer)
-                self._endpoint._open_pipe(pipe.id, theirs.segment if theirs.receives else "", theirs.pipe)
-                self._pipes[pipe.id] = pipe
-                self._reserved -= 1
+            self._enter(pipe)
         except BaseException:
             self.withdraw(ours)
             raise
@@ -387,13 +378,7 @@ class Connector:
             wire = self._make_wire(ours.pipe, outbox, options)
             hello = Hello(outbox.name, ours.pipe, True, 0)
             pipe = Pipe(ours.pipe, address, dialer is not None, 0, peer, hello, outbox, link, dialer)
-            self._negotiate(pipe)
-            with self._lock:
-                self._require_open()
-                _require_wanted(dialer)
-                self._endpoint._open_pipe(pipe.id, outbox.name, pipe.id, wire)
-                self._pipes[pipe.id] = pipe
-                self._reserved -= 1
+            self._enter(pipe, wire)
         except BaseException:
             if outbox is not None:
                 names.remove_segment(outbox.name)
@@ -408,6 +393,17 @@ class Connector:
             self._remove(pipe)
             raise
         self._opened(pipe)
+
+    def _enter(self, pipe: Pipe, wire: Wire | None = None) -> None:
+        """If nobody minds: from here on messages are sent through it."""
+        self._negotiate(pipe)
+        theirs = pipe._hello
+        with self._lock:
+            self._require_open()
+            _require_wanted(pipe._dialer)
+            self._endpoint._open_pipe(pipe.id, theirs.segment if theirs.receives else "", theirs.pipe, wire)
+            self._pipes[pipe.id] = pipe
+            self._reserved -= 1
 
     def _opened(self, pipe: Pipe) -> None:
         self._tell("open", pipe)

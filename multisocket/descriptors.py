@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T", bound=socket.socket)
@@ -32,20 +32,19 @@ def own(make: Callable[[], T]) -> T:
         return one
 
 
-def blank(descriptor: int) -> None:
-    """In a forked child: gives up a copy. Its number stays taken, as others may still close it."""
+def blank(descriptors: Iterable[int]) -> None:
+    """In a forked child: gives up copies. Their numbers stay taken, as others may still close them."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    with contextlib.suppress(OSError):
-        os.dup2(nothing, descriptor, inheritable=False)
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.dup2(nothing, descriptor, inheritable=False)
     os.close(nothing)
 
 
 def _give_up_all() -> None:
     global _making
     _making = threading.Lock()
-    for one in list(_made):
-        if one.fileno() >= 0:
-            blank(one.fileno())
+    blank(descriptor for one in list(_made) if (descriptor := one.fileno()) >= 0)
     _made.clear()
 
 

@@ -110,14 +110,15 @@ def _lock_new_guard() -> tuple[str, int]:
         with contextlib.suppress(posix_ipc.ExistentialError):
             memory = posix_ipc.SharedMemory(f"/{prefix}.guard", posix_ipc.O_CREX, mode=0o600)
             # A janitor may have found it before it was locked: then it is another file now, or none.
-            if _try_lock(memory.fd) and _is_file(memory.fd, _guard_path(prefix)):
+            if _try_lock(fcntl.lockf, memory.fd) and _is_file(memory.fd, _guard_path(prefix)):
                 return prefix, memory.fd
             memory.close_fd()
 
 
-def _try_lock(fd: int) -> bool:
+def _try_lock(how: Callable[[int, int], object], fd: int) -> bool:
+    """how: ``fcntl.lockf`` (ends with the process) or ``fcntl.flock`` (ends with the descriptor)."""
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        how(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -252,32 +253,20 @@ def is_stale_socket(path: str) -> bool:
     return False
 
 
-def lock_folder_of(path: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def locked_folder_of(path: str) -> Iterator[None]:
     """Whoever binds a socket path, or removes a stale one, does it with its folder locked: no lock file is left.
 
     :raises OSError: there is no such folder, or it must not be read.
     """
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    @contextlib.contextmanager
-    def locked() -> Iterator[None]:
-        try:
-            deadline = time.monotonic() + _LOCK_TIMEOUT
-            while not _try_flock(folder) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            yield
-        finally:
-            os.close(folder)
-
-    return locked()
-
-
-def _try_flock(fd: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while not _try_lock(fcntl.flock, folder) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(folder)
 
 
 # --- the janitor ---
@@ -314,7 +303,7 @@ def _clean_others(prefix: str) -> list[str]:
     except OSError:  # somebody else's
         return []
     try:
-        if not _try_lock(guard):
+        if not _try_lock(fcntl.lockf, guard):
             return []
         removed = _remove_stale_sockets(guard) + _remove_segments(prefix)
         if _is_file(guard, guard_path):
@@ -347,7 +336,7 @@ def _remove_stale_sockets(guard: int) -> list[str]:
 
 
 def _remove_stale_socket(path: str) -> list[str]:
-    with contextlib.suppress(OSError), lock_folder_of(path):
+    with contextlib.suppress(OSError), locked_folder_of(path):
         return _remove(path) if is_stale_socket(path) else []
     return []
 

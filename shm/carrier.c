@@ -134,7 +134,7 @@ static void hurry(carrier *c)
     event_notify_all(&c->hurry);
 }
 
-int carrier_add_post(carrier *c, post *p)
+void carrier_add_post(carrier *c, post *p)
 {
     pthread_mutex_lock(&c->lock);
     p->by_slot = NULL;
@@ -143,7 +143,6 @@ int carrier_add_post(carrier *c, post *p)
     c->posts = p;
     pthread_mutex_unlock(&c->lock);
     hurry(c);
-    return 0;
 }
 
 void carrier_remove_post(carrier *c, post *p)
@@ -390,21 +389,20 @@ static void read_result(carrier *c, load *l, int rc)
         l->patience = RETRY_FIRST;
 }
 
+static bool is_amid_content(const load *l)
+{
+    return l->w.content && l->w.content->is_active;
+}
+
 /* For the middle of a large content it is enough to be woken once for many bytes: each time costs both sides. */
 static void set_low_mark(load *l)
 {
-    const wire_content *content = l->w.content;
-    size_t missing = content && content->is_active ? content->room - content->filled : 0;
+    size_t missing = is_amid_content(l) ? l->w.content->room - l->w.content->filled : 0;
     int mark = missing > LOW_MARK_MOST ? LOW_MARK_MOST : missing ? (int)missing : 1;
     if (mark == l->low_mark)
         return;
     l->low_mark = mark;
     setsockopt(l->w.fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof mark);
-}
-
-static bool is_amid_content(const load *l)
-{
-    return l->w.content && l->w.content->is_active;
 }
 
 /* The rest of a large content is on its way: being woken for each part of it costs both sides more than waiting awake. */
@@ -442,7 +440,7 @@ static bool read_once(carrier *c, load *l)
         return true;
     if (n < 0)
         l->w.error = errno;
-    read_result(c, l, n < 0 ? WIRE_FAILED : wire_end(&l->w, c->scratch));
+    read_result(c, l, n < 0 ? WIRE_FAILED : wire_end(&l->w));
     return false;
 }
 

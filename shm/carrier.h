@@ -66,13 +66,13 @@ typedef struct {
 
 /* Starts the threads. NULL: errno. */
 carrier *carrier_start(void);
-/* Ends them, and frees it; wires that are left are closed. In a forked child: only forgets, after carrier_abandon. */
+/* Ends them, and frees it; wires that are left are closed. Does nothing to a parent's, in a forked child. */
 void carrier_stop(carrier *c);
 int carrier_told_fd(const carrier *c);
 /* Takes up to `most` tales. */
 unsigned carrier_told(carrier *c, tale *out, unsigned most);
 
-int carrier_add_post(carrier *c, post *p);
+void carrier_add_post(carrier *c, post *p);
 void carrier_remove_post(carrier *c, post *p);
 
 /* Begins to carry. w.fd is non-blocking, or -1. 0 or an errno. */

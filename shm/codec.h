@@ -6,6 +6,7 @@
 #ifndef MULTISOCKET_CODEC_H
 #define MULTISOCKET_CODEC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -63,6 +64,12 @@ static inline uint32_t destination_size(const message *m)
 static inline uint64_t message_size(const message *m)
 {
     return (uint64_t)META_SIZE + source_size(m) + destination_size(m) + m->length;
+}
+
+/* What FLAGS_RAW_END says. */
+static inline bool is_end_of_raw(const message *m)
+{
+    return m->length == 0 && (m->flags & FLAGS_RAW_END) == FLAGS_RAW_END;
 }
 
 void meta_encode(uint8_t out[META_SIZE], const message *m);

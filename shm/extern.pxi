@@ -49,6 +49,7 @@ cdef extern from "codec.h" nogil:
         uint8_t is_remote
     void put_u32(uint8_t *out, uint32_t value)
     uint32_t get_u32(const uint8_t *data)
+    bint is_end_of_raw(const message *m)
     uint64_t message_size(const message *m)
     size_t message_encode_head(uint8_t *out, const message *m)
     size_t message_decode(const uint8_t *data, size_t size, message *out)
@@ -148,7 +149,7 @@ cdef extern from "bell.h" nogil:
 
 cdef extern from "wire.h" nogil:
     const size_t WIRE_SCRATCH
-    int WIRE_OK, WIRE_MORE, WIRE_BLOCKED, WIRE_CLOSED, WIRE_END, WIRE_CUT, WIRE_TOO_LONG, WIRE_NO_MEMORY
+    int WIRE_OK, WIRE_BLOCKED, WIRE_CLOSED, WIRE_END, WIRE_CUT, WIRE_TOO_LONG, WIRE_NO_MEMORY
     int WIRE_CORRUPT, WIRE_FAILED
     ctypedef struct iovec:
         void *iov_base
@@ -159,7 +160,7 @@ cdef extern from "wire.h" nogil:
         uint32_t pipe
         ring *inbox
         ring *outbox
-        segment_id socket, outbox_id
+        segment_id socket
         arena *own
         uint32_t large, most, chunk
         uint8_t raw_ttl
@@ -174,14 +175,13 @@ cdef extern from "wire.h" nogil:
         iovec *pieces
         int n
         size_t total
-        bint at_end
     int wire_init(wire *w)
     void wire_destroy(wire *w)
     bint wire_is_closed(const wire *w)
     uint8_t *wire_space(wire *w, uint8_t *scratch, size_t *room)
     int wire_filled(wire *w, uint8_t *scratch, size_t n)
     int wire_take(wire *w, uint8_t *scratch)
-    int wire_end(wire *w, uint8_t *scratch)
+    int wire_end(wire *w)
     int wire_gather(wire *w, wire_batch *batch, unsigned most)
     void wire_consume(wire *w, size_t n)
     bint wire_is_idle(wire *w)
@@ -210,7 +210,7 @@ cdef extern from "carrier.h" nogil:
     void carrier_stop(carrier *c)
     int carrier_told_fd(const carrier *c)
     unsigned carrier_told(carrier *c, tale *out, unsigned most)
-    int carrier_add_post(carrier *c, post *p)
+    void carrier_add_post(carrier *c, post *p)
     void carrier_remove_post(carrier *c, post *p)
     int carrier_add(carrier *c, load *l)
     void carrier_finish(carrier *c, load *l, int64_t deadline)

@@ -23,11 +23,6 @@ cdef inline int _fill(const ring *r, const record *rec, Message msg) except -1:
     return _read_paths(r, rec, msg)
 
 
-cdef inline bint _is_end(const record *rec) noexcept:
-    """The end of what comes by a raw pipe."""
-    return rec.head.length == 0 and rec.head.flags & FLAGS_RAW_END == FLAGS_RAW_END
-
-
 cdef inline int _front(ring_reader *reader, record *rec) noexcept:
     """The next record that is not spent. Spent ones whose content is far are left to _take_far as well."""
     cdef int rc
@@ -70,7 +65,7 @@ cdef object _take_one(ring *r, bint as_message, int *rc):
         if as_message:
             if msg is None:
                 msg = <Message>Message.__new__(Message)
-            msg.content = None if _is_end(&rec) else content
+            msg.content = None if is_end_of_raw(&rec.head) else content
             _fill(r, &rec, msg)
             taken = msg
     except BaseException:

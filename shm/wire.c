@@ -293,7 +293,7 @@ static int keep_rest(wire *w, const uint8_t *from, size_t n)
     if (n == 0) {
         free(w->rest);
         w->rest = NULL;
-    } else if (from != w->rest) {
+    } else {
         uint8_t *kept = realloc(w->rest, n);
         if (!kept)
             return WIRE_NO_MEMORY;
@@ -341,12 +341,11 @@ int wire_take(wire *w, uint8_t *scratch)
     if (w->rest_size)
         memcpy(scratch, w->rest, w->rest_size);
     int rc = take_scratch(w, scratch, w->rest_size);
-    return rc == WIRE_OK && w->ended ? wire_end(w, scratch) : rc;
+    return rc == WIRE_OK && w->ended ? wire_end(w) : rc;
 }
 
-int wire_end(wire *w, uint8_t *scratch)
+int wire_end(wire *w)
 {
-    (void)scratch;
     w->ended = true;
     if (w->rest_size)
         return w->chunk ? WIRE_BLOCKED : WIRE_CUT;
@@ -393,7 +392,7 @@ static void give_back(wire *w, const record *rec)
 
 static bool is_raw_end(const wire *w, const message *m)
 {
-    return w->chunk && m->length == 0 && (m->flags & FLAGS_RAW_END) == FLAGS_RAW_END;
+    return w->chunk && is_end_of_raw(m);
 }
 
 /* Bytes of a record on the wire. */
@@ -594,7 +593,6 @@ static ssize_t give_to_system(wire *w, struct iovec *pieces, int n)
 static void end_writing_side(wire *w)
 {
     shutdown(w->fd, SHUT_WR);
-    w->write_closed = true;
     drop_first(w);
 }
 

@@ -65,7 +65,6 @@ typedef struct {
     ring *inbox; /* NULL: the Socket discards what comes */
     ring *outbox;
     segment_id socket; /* whose inbox it is */
-    segment_id outbox_id;
     arena *own; /* for large contents that come; NULL: they go through the inbox */
     uint32_t large; /* contents from this size on go there, bytes */
     uint32_t most; /* longest content that may come, bytes */
@@ -89,7 +88,6 @@ typedef struct {
     /* Writing. */
     pthread_mutex_t writing;
     _Atomic int fd; /* -1: somebody else moves the bytes; changes under `writing`, read anywhere as a hint */
-    bool write_closed; /* raw: our side has ended */
     size_t written; /* bytes of the outbox's first record that are gone already */
     uint8_t *tail; /* the rest of a message that was written directly */
     size_t tail_size, tail_at;
@@ -128,7 +126,7 @@ int wire_filled(wire *w, uint8_t *scratch, size_t n);
 /* Goes on with what has come already, after WIRE_BLOCKED, and at the beginning. */
 int wire_take(wire *w, uint8_t *scratch);
 /* The peer sends nothing more. WIRE_END, WIRE_CUT, or WIRE_BLOCKED: not yet told, call wire_take later. */
-int wire_end(wire *w, uint8_t *scratch);
+int wire_end(wire *w);
 
 /* --- writing: under `writing` --- */
 

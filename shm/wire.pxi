@@ -140,7 +140,6 @@ cdef class Wire:
         w.inbox = &socket.seg.inbox if receives else NULL
         w.outbox = &outbox.seg.inbox
         w.socket = socket.seg.id
-        w.outbox_id = outbox.seg.id
         w.own = &arena.a if arena is not None else NULL
         w.large = LARGE
         w.most = min(most, <uint32_t>socket.seg.inbox.longest)
@@ -166,11 +165,6 @@ cdef class Wire:
     def pipe(self):
         """Its id in the Socket."""
         return self.l.w.pipe
-
-    @property
-    def socket_name(self):
-        """The name of the Socket's segment."""
-        return self.segment.name
 
     def start(self, Carrier carrier not None, int fd):
         """Begins to carry.
@@ -272,10 +266,9 @@ cdef class Wire:
 
     def end(self):
         """The peer sends nothing more. Gives what that means, in words; None: there is no room to tell, try again."""
-        cdef uint8_t *scratch = _scratch()
         cdef int rc
         with nogil:
-            rc = wire_end(&self.l.w, scratch)
+            rc = wire_end(&self.l.w)
         return None if rc == WIRE_BLOCKED else _reason(rc, 0)
 
     def stop(self):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Protocol
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds until a connection must be made, handshake included."""
 
 
 @dataclass(frozen=True)
@@ -15,22 +17,12 @@ class Hello:
     :param pipe: id that the Socket has given the pipe.
     :param receives: False when it discards all it gets.
     :param pid: of the process.
-    :param pid_space: tells in which PID namespace that is; 0: not told.
     """
 
     segment: str
     pipe: int
     receives: bool
     pid: int
-    pid_space: int = 0
-
-
-def own_pid_space() -> int:
-    """Of this process; 0 where it cannot be told."""
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return 0
 
 
 class Link(Protocol):

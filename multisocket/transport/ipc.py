@@ -18,7 +18,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -29,7 +29,8 @@ from ..background import background
 from ..descriptors import own
 from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
 from ..options import RAW, Option
-from .hello import Hello, own_pid_space
+from .acceptor import Acceptor
+from .hello import HANDSHAKE_TIMEOUT, Hello
 from .interface import Connection, Listening, Transport
 from .network import Network
 
@@ -42,8 +43,6 @@ BACKLOG = 4096
 _LONGEST_PATH = 107
 _LONGEST_HELLO = 4096
 _GOOD_BYE = b"\0"
-_HANDSHAKE_TIMEOUT = 5.0
-_PAUSE = 0.1
 
 
 class Ipc:
@@ -128,19 +127,12 @@ def _is_other_file(path: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _locked_folder_of(path: str) -> Iterator[None]:
-    """Keeps two processes from replacing one stale path at the same time."""
-    try:
-        lock = names.lock_folder_of(path)
-    except OSError as error:
-        raise BadAddress(f"ipc://{path}: cannot listen in that folder: {error.strerror}") from error
-    with lock:
-        yield
-
-
 def _bind_path(listening: socket.socket, address: Address, path: str) -> None:
-    with _locked_folder_of(path):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(names.locked_folder_of(path))
+        except OSError as error:
+            raise BadAddress(f"ipc://{path}: cannot listen in that folder: {error.strerror}") from error
         if names.is_stale_socket(path):
             os.unlink(path)
         elif _is_other_file(path):
@@ -190,6 +182,23 @@ class _Place:
         except OSError as error:
             raise _why_not_bound(address, error) from error
 
+    def fileno(self) -> int:
+        """Readable when somebody connects."""
+        return self.socket.fileno()
+
+    def accept(self) -> socket.socket | None:
+        """The next connection; None: nobody waits."""
+        try:
+            connection = own(lambda: self.socket.accept()[0])
+        except BlockingIOError:
+            return None
+        connection.setblocking(False)
+        return connection
+
+    def close(self) -> None:
+        """Its file goes first."""
+        self.socket.close()
+
     def remove_file(self) -> None:
         """Nobody can find it any more."""
         if self._is_abstract:
@@ -208,40 +217,16 @@ class _Bound:
         self._process = os.getpid()
         self._connector = connector
         self._place = _Place(address)
-        self._socket = self._place.socket
-        background().call(lambda: background().watch(self._socket, self._accept))
+        self._acceptor = Acceptor(self._place, self._welcome)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection = own(lambda: self._socket.accept()[0])
-            except BlockingIOError:
-                return
-            except OSError:
-                self._pause()
-                return
-            connection.setblocking(False)
-            _Accepted(connection, self._connector, self.address).start()
-
-    def _pause(self) -> None:
-        """No descriptor is left: the connection waits, and is not looked at all the time meanwhile."""
-        background().unwatch(self._socket)
-        background().call_later(_PAUSE, self._resume)
-
-    def _resume(self) -> None:
-        if self._socket.fileno() >= 0:
-            background().watch(self._socket, self._accept)
+    def _welcome(self, connection: socket.socket) -> None:
+        _Accepted(connection, self._connector, self.address).start()
 
     def close(self) -> None:
         if self._process != os.getpid():  # inherited by fork: it is the parent's
             return
         self._place.remove_file()
-        # Closed by the thread that watches it, else it might watch a new descriptor of the same number.
-        background().call(self._close)
-
-    def _close(self) -> None:
-        background().unwatch(self._socket)
-        self._socket.close()
+        self._acceptor.stop()
 
 
 # --- connections ---
@@ -266,7 +251,7 @@ class _Connection:
         self._ours: Hello | None = None
         self._is_open = False
         self._closed = False
-        self._timer = background().call_later(_HANDSHAKE_TIMEOUT, self._too_late)
+        self._timer = background().call_later(HANDSHAKE_TIMEOUT, self._too_late)
 
     def start(self) -> None:
         background().watch(self._socket, self._readable)
@@ -302,7 +287,7 @@ class _Connection:
 
     def _too_late(self) -> None:
         if not self._is_open:
-            self._fail(Timeout(f"the peer at {self._address} did not say hello within {_HANDSHAKE_TIMEOUT} s"))
+            self._fail(Timeout(f"the peer at {self._address} did not say hello within {HANDSHAKE_TIMEOUT} s"))
 
     def _greeted(self, theirs: Hello) -> None:
         raise NotImplementedError
@@ -421,21 +406,17 @@ class _RawListening(Listening):
 
     def fileno(self) -> int:
         """See ``Listening``, as of all these."""
-        return self._place.socket.fileno()
+        return self._place.fileno()
 
     def accept(self) -> _RawConnection | None:
         """The next program."""
-        try:
-            connection = own(lambda: self._place.socket.accept()[0])
-        except BlockingIOError:
-            return None
-        connection.setblocking(False)
-        return _RawConnection(connection, self.address)
+        connection = self._place.accept()
+        return None if connection is None else _RawConnection(connection, self.address)
 
     def close(self) -> None:
         """Removes the file too."""
         self._place.remove_file()
-        self._place.socket.close()
+        self._place.close()
 
 
 class _RawUnix(Transport):
@@ -466,7 +447,7 @@ def _hello_bytes(hello: Hello) -> bytes:
             "pipe": hello.pipe,
             "receives": hello.receives,
             "pid": hello.pid,
-            "pid_space": hello.pid_space,
+            "pid_space": _own_pid_space(),
         }
     )
 
@@ -499,9 +480,17 @@ def _read_hello(body: bytes) -> Hello:
     return Hello(str(segment), pipe, bool(receives), pid if isinstance(pid, int) else 0)
 
 
+def _own_pid_space() -> int:
+    """Tells PID namespaces from each other; 0 where it cannot be told."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 def _check_pid_space(theirs: object) -> None:
     """Locks in shared memory know their holders by thread ids, which mean others in another PID namespace."""
-    ours = own_pid_space()
+    ours = _own_pid_space()
     if theirs and ours and theirs != ours:
         raise ConnectionRefused(
             "the peer is in another PID namespace (container), where shared memory cannot be locked safely: let both"

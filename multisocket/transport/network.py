@@ -21,6 +21,8 @@ from ..background import Background, Timer, background, is_background_thread, mo
 from ..errors import Closed, Error, Timeout
 from ..options import WIRE, Option
 from ..shm import Wire
+from .acceptor import Acceptor
+from .hello import HANDSHAKE_TIMEOUT
 from .interface import Connection, Listening, Transport
 
 if TYPE_CHECKING:
@@ -29,13 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("multisocket")
 
-HANDSHAKE_TIMEOUT = 5.0
-"""Seconds until a connection must be made, handshake included."""
-
 LINGER = 5.0
 """Seconds that a pipe which is closed may take to send what is left."""
 
-_PAUSE = 0.1
 _READ_MOST = 256 << 10
 # One connection may read, and write, for so long before others come, seconds.
 _TURN = 0.005
@@ -81,25 +79,11 @@ class Bound:
     """A listening end."""
 
     def __init__(self, listening: Listening, connector: Connector, options: Mapping[str, Any]) -> None:
-        self._listening = listening
         self._connector = connector
         self._options = options
         self._process = os.getpid()
-        self._closed = False
-        self._gone = threading.Event()
         self.address = listening.address
-        background().call(self._resume)
-
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                connection = self._listening.accept()
-            except OSError:
-                self._pause()
-                return
-            if connection is None:
-                return
-            self._welcome(connection)
+        self._acceptor = Acceptor(listening, self._welcome)
 
     def _welcome(self, connection: Connection) -> None:
         try:
@@ -110,30 +94,15 @@ class Bound:
             return
         _Opening(connection, self._connector, ours, self.address, self._options, None).start()
 
-    def _pause(self) -> None:
-        """No descriptor is left: the connection waits, and is not looked at all the time meanwhile."""
-        background().unwatch(self._listening)
-        background().call_later(_PAUSE, self._resume)
-
-    def _resume(self) -> None:
-        if not self._closed:
-            background().watch(self._listening, self._accept)
-
     def close(self) -> None:
         """Stops listening."""
         if self._process != os.getpid():  # inherited by fork: it is the parent's
             return
-        self._closed = True
         if is_background_thread():
-            self._close()
+            self._acceptor.close()
             return
-        background().call(self._close)
-        self._gone.wait(1.0)  # so that the address is free on return
-
-    def _close(self) -> None:
-        background().unwatch(self._listening)
-        self._listening.close()
-        self._gone.set()
+        self._acceptor.stop()
+        self._acceptor.stopped.wait(1.0)  # so that the address is free on return
 
 
 class _Opening:
@@ -218,7 +187,6 @@ class WireLink:
         self._connector = connector
         self.options = options
         self.wire: Wire
-        self.is_gone = False
 
     def begin(self, wire: Wire) -> None:
         """The pipe is open: bytes may come and go."""
@@ -243,7 +211,6 @@ class WireLink:
 
     def on_gone(self) -> None:
         """It is closed."""
-        self.is_gone = True
         self.wire.driver = None  # they refer to each other
         self._connector.link_is_gone(self)
 
@@ -270,7 +237,7 @@ class Moved(WireLink):
         self._outgoing = memoryview(b"")
         self._is_over = False
         self._due: Timer | None = None
-        self._is_watching = False
+        self._is_closed = False
         self._is_finishing = False
         # What is in the outbox is for others now.
         self._is_broken = False
@@ -299,12 +266,12 @@ class Moved(WireLink):
         self._thread.unwatch(self._connection)
         reads = not (self._unread or self.wire.blocked or self._is_over or self._is_finishing)
         writes = self._connection.wants_write
-        if self.is_gone or not (reads or writes):
+        if self._is_closed or not (reads or writes):
             return
         self._thread.watch(self._connection, self._ready if reads else None, self._ready if writes else None)
 
     def _ready(self) -> None:
-        if self.is_gone or (self._is_broken and not self._is_finishing):
+        if self._is_closed or (self._is_broken and not self._is_finishing):
             return
         if self._guarded(self._move):
             self._watch()
@@ -396,7 +363,7 @@ class Moved(WireLink):
                 return
 
     def _finish(self, linger: float) -> None:
-        if self.is_gone:
+        if self._is_closed:
             return
         if linger <= 0:
             self._end()
@@ -413,16 +380,11 @@ class Moved(WireLink):
             self._look_again(_RETRY)
 
     def _end(self) -> None:
-        if self.is_gone:
+        if self._is_closed:
             return
-        self.is_gone = True
+        self._is_closed = True
         self._thread.unwatch(self._connection)
         with contextlib.suppress(Exception):
             self._connection.close()
         self.wire.drop()
         self.wire.finish(0)
-
-    def on_gone(self) -> None:
-        """It is closed."""
-        self._thread.call(self._end)
-        super().on_gone()

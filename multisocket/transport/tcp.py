@@ -213,7 +213,7 @@ class TcpConnection(Connection):
 
 
 class TcpListening(Listening):
-    """Listening sockets: one, or one for each kind of address."""
+    """A listening socket."""
 
     def __init__(self, address: Address, options: Mapping[str, Any]) -> None:
         self._options = options

@@ -363,7 +363,7 @@ static bool is_at_boundary(const run *r)
 static void end(run *r)
 {
     int rc;
-    while ((rc = wire_end(&r->w, r->scratch)) == WIRE_BLOCKED) {
+    while ((rc = wire_end(&r->w)) == WIRE_BLOCKED) {
         OUT_OF_PLACE(take_out(r, UINT32_MAX) == 0);
         wire_take(&r->w, r->scratch);
     }

@@ -166,7 +166,6 @@ static void open_wire(wire *w, test_ring *inbox, test_ring *outbox)
     w->inbox = &inbox->r;
     w->outbox = &outbox->r;
     w->socket = socket_id;
-    w->outbox_id = outbox_id;
     w->large = 128 * KIB;
     w->most = UINT32_MAX;
     w->holder = 1;
@@ -308,7 +307,7 @@ static int feed_all(reading *r, rng *g, bool is_alone)
         rc = unblock(r, feed_some(r, g), g, is_alone);
     if (rc != WIRE_OK)
         return rc;
-    rc = wire_end(&r->w, r->scratch);
+    rc = wire_end(&r->w);
     return unblock(r, rc, g, is_alone);
 }
 
