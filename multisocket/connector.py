@@ -201,6 +201,8 @@ class Connector:
         self._closed = False
         self.negotiator: Callable[[Pipe], object] | None = None
         self.on_pipe: Callable[[str, Pipe], object] | None = None
+        # Of the protocol on top: told before on_pipe, which is the user's.
+        self.watchers: list[Callable[[str, Pipe], object]] = []
 
     # --- for the Socket ---
 
@@ -486,12 +488,13 @@ class Connector:
             pipe._dialer.disconnected()
 
     def _tell(self, event: str, pipe: Pipe) -> None:
-        if self.on_pipe is None:
-            return
-        try:
-            self.on_pipe(event, pipe)
-        except Exception:
-            log.exception("on_pipe raised for %s of %s", event, pipe)
+        for told in [*self.watchers, self.on_pipe]:
+            if told is None:
+                continue
+            try:
+                told(event, pipe)
+            except Exception:
+                log.exception("on_pipe raised for %s of %s", event, pipe)
 
     # --- messages that wait for a pipe ---
 

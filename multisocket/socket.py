@@ -165,6 +165,13 @@ class Socket(Endpoint):
     def on_pipe(self, function: Callable[[str, Pipe], object] | None) -> None:
         self._connecting("on_pipe").on_pipe = function
 
+    def _watch_pipes(self, watcher: Callable[[str, Pipe], object]) -> None:
+        """For a protocol: like ``on_pipe``, which stays the user's. Told of the pipes that are there, too."""
+        connector = self._connecting("watching pipes")
+        connector.watchers.append(watcher)
+        for pipe in connector.pipes:
+            watcher("open", pipe)
+
     def _connecting(self, what: str) -> Connector:
         if self.closed:
             raise Closed("this Socket is closed: make a new one")
