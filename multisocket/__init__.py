@@ -17,6 +17,7 @@ from .errors import (
     MessageDropped,
     NotSupported,
     OutOfSharedMemory,
+    RemoteError,
     Timeout,
 )
 from .message import Message
@@ -45,6 +46,7 @@ __all__ = [
     "NotSupported",
     "OutOfSharedMemory",
     "Pipe",
+    "RemoteError",
     "Socket",
     "Timeout",
     "clean",

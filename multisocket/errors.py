@@ -60,5 +60,9 @@ class NotSupported(Error):
     """The Socket, or this process's handle of it, cannot do this."""
 
 
+class RemoteError(Error):
+    """Who was asked could not answer: the text is what went wrong there."""
+
+
 class OutOfSharedMemory(Error, MemoryError):
     """The system has no more shared memory (usually: /dev/shm is full)."""

@@ -475,25 +475,21 @@ cdef class Endpoint:
         finally:
             PyBuffer_Release(&view)
 
-    cdef int deliver_to_all(self, message *m, object timeout, Block content) except -1:
+    cdef int deliver_to_all(self, message *m, object timeout, Block content, uint32_t skip=0) except -1:
+        """To each peer, but for the one of pipe `skip`."""
         cdef Segment segment = self.sending()
         cdef int64_t deadline
-        cdef int sent = 0, rc
-        cdef list later = []
+        cdef int sent = 0
         if timeout is _unset:
             timeout = self.send_timeout
         deadline = _deadline(timeout)
-        pipes = self.current_peers(segment).by_id
+        pipes = [number for number in self.current_peers(segment).by_id if number != skip]
         if content is None and m.length >= LARGE and self.arena_limit and pipes:
             content = self.new_content(segment, m, deadline, timeout)
-        for number in pipes:
-            rc = self.try_pipe(segment, m, number, content)
-            if rc == RING_OK:
-                sent += 1
-            elif rc == RING_FULL and self.best_effort:
-                segment.seg.shared.dropped += 1
-            elif rc == RING_FULL:
-                later.append(number)
+        later = self.offer(segment, m, pipes, content, &sent)
+        if self.best_effort:
+            segment.seg.shared.dropped += len(later)
+            return sent
         for number in later:
             try:
                 self.push(segment, m, number, deadline, timeout, content.share() if content is not None else None)
@@ -504,6 +500,69 @@ cdef class Endpoint:
                 error.sent = sent
                 raise
         return sent
+
+    cdef list offer(self, Segment segment, const message *m, object pipes, Block content, int *sent):
+        """To those of the pipes that have room; gives the others, but for those that are gone."""
+        cdef int rc
+        cdef list later = []
+        for number in pipes:
+            rc = self.try_pipe(segment, m, number, content)
+            if rc == RING_OK:
+                sent[0] += 1
+            elif rc == RING_FULL:
+                later.append(number)
+        return later
+
+    def _offer(self, pipes, content, timeout=0, *, int flags=0):
+        """Sends to all of some pipes, but waits for none of them: for protocols that know what to do then.
+
+        :param pipes: their ids.
+        :param content: bytes.
+        :param timeout: seconds that it may wait for memory for a large content.
+        :param flags: of the message.
+        :returns: the pipes that had no room. Those that are gone are left out.
+        """
+        cdef Segment segment = self.sending()
+        cdef message m
+        cdef Py_buffer view
+        cdef Block block = None
+        cdef int sent = 0
+        PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
+        try:
+            _check_length(view.len)
+            _describe(&m, SEND_TO_ALL | flags, self.ttl, view.buf, view.len)
+            if m.length >= LARGE and self.arena_limit and pipes:
+                block = self.new_content(segment, &m, _deadline(timeout), timeout)
+            return self.offer(segment, &m, pipes, block, &sent)
+        finally:
+            PyBuffer_Release(&view)
+
+    def _send_through(self, uint32_t pipe, content, timeout=_unset, *, int flags=SEND_TO_ONE):
+        """Like ``send``, but through this pipe.
+
+        :param flags: of the message, and its send type.
+        :raises BrokenPath: it is gone.
+        """
+        cdef message m
+        cdef Py_buffer view
+        PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
+        try:
+            _check_length(view.len)
+            _describe(&m, flags, self.ttl, view.buf, view.len)
+            self.deliver(&m, pipe, timeout, None)
+        finally:
+            PyBuffer_Release(&view)
+
+    def _send_on(self, Message msg not None, timeout=_unset):
+        """Sends a message to every peer but the one that it came from; how many."""
+        cdef message m
+        cdef Py_buffer view
+        _view_content(msg, &view)
+        try:
+            _describe_message(&m, msg, &view)
+            return self.deliver_to_all(&m, timeout, msg.block, msg.pipe_id)
+        finally:
+            PyBuffer_Release(&view)
 
     cdef int try_pipe(self, Segment segment, const message *given, uint32_t pipe, Block content) except -1:
         """RING_OK, RING_FULL, or SEND_NO_PATH when the peer is gone meanwhile."""
@@ -537,16 +596,9 @@ cdef class Endpoint:
         """
         cdef message m
         cdef Py_buffer view
-        if msg.ttl == 0:
-            raise MessageDropped("the message's ttl is used up: it came through too many nodes")
-        if msg.content is _released:
-            raise BadMessage("the message's content was released: send it before")
-        PyObject_GetBuffer(b"" if msg.content is None else msg.content, &view, PyBUF_SIMPLE)
+        _view_content(msg, &view)
         try:
-            _check_length(view.len)
-            _describe(&m, msg.flags | (FLAGS_RAW_END if msg.content is None else 0), msg.ttl, view.buf, view.len)
-            m.is_remote = msg.is_remote
-            _set_paths(&m, msg._source, msg._destination)
+            _describe_message(&m, msg, &view)
             self.deliver_by_type(&m, timeout, msg.block)
         finally:
             PyBuffer_Release(&view)
@@ -772,6 +824,58 @@ cdef class Endpoint:
             self.look_around(segment)
         return 0
 
+    def recv_msgs(self, Py_ssize_t max_messages, timeout=_unset, *, bint copy=True):
+        """Like ``recv_many``, but :class:`Message` objects.
+
+        :param copy: as for ``recv_msg``.
+        """
+        if max_messages < 1:
+            raise BadOption(f"max_messages is 1 or more, not {max_messages}")
+        cdef list out = [self.receive(True, copy, timeout)]
+        while len(out) < max_messages:
+            try:
+                one = self._poll(True, copy=copy)
+            except Exception:
+                break  # what was taken is not lost; the error comes again
+            if one is _unset:
+                break
+            out.append(one)
+        return out
+
+    def _poll(self, bint as_message, *, bint copy=True):
+        """The next content or Message, or UNSET when none is there. For event loops."""
+        cdef Segment segment = self.alive()
+        cdef int rc
+        if self.refuses_recv:
+            raise NotSupported("this Socket was made with no_recv=True: it only sends")
+        while True:
+            taken = self.take(segment, as_message, copy, &rc)
+            if rc == RING_OK:
+                return taken
+            if rc == RING_EMPTY:
+                return _unset
+            self.await_message(segment, rc, 0, 0)
+
+    @property
+    def _is_readable(self):
+        """Whether a receive would end at once, with a message or an error."""
+        segment = self.segment
+        return segment is None or ring_is_readable(&segment.seg.inbox)
+
+    def _await_readable(self, timeout):
+        """Waits up to so many seconds until a receive would end at once; whether it would."""
+        cdef Segment segment = self.alive()
+        cdef int64_t deadline = _deadline(timeout)
+        while not ring_is_readable(&segment.seg.inbox) and platform_now() < deadline:
+            self.await_message(segment, RING_EMPTY, deadline, timeout)
+        return ring_is_readable(&segment.seg.inbox)
+
+    def _look_around(self):
+        """Finds out whether the Socket's owner still lives; if not, the Socket is closed."""
+        segment = self.segment
+        if segment is not None:
+            self.look_around(segment)
+
     def recv_many(self, Py_ssize_t max_messages, timeout=_unset):
         """Waits for one message and takes it with what else is there, up to ``max_messages`` contents, oldest first.
 
@@ -925,6 +1029,23 @@ cdef class Endpoint:
             "arena_used": 0 if arena is None else arena.used,
             "arena_memory": 0 if arena is None else arena.backed,
         }
+
+
+cdef int _view_content(Message msg, Py_buffer *view) except -1:
+    """The content of a message that is sent on."""
+    if msg.ttl == 0:
+        raise MessageDropped("the message's ttl is used up: it came through too many nodes")
+    if msg.content is _released:
+        raise BadMessage("the message's content was released: send it before")
+    return PyObject_GetBuffer(b"" if msg.content is None else msg.content, view, PyBUF_SIMPLE)
+
+
+cdef int _describe_message(message *m, Message msg, const Py_buffer *view) except -1:
+    _check_length(view.len)
+    _describe(m, msg.flags | (FLAGS_RAW_END if msg.content is None else 0), msg.ttl, view.buf, view.len)
+    m.is_remote = msg.is_remote
+    _set_paths(m, msg._source, msg._destination)
+    return 0
 
 
 cdef void _drop_last(_Batch *batch) noexcept:

@@ -27,6 +27,7 @@ cdef extern from "platform.h" nogil:
     int platform_reserve(int fd, void *base, size_t offset, size_t length)
     int platform_reserve_needs_fd()
     uint32_t platform_fork_generation()
+    void platform_calm(int fd)
     int platform_is_locked(int fd)
     void platform_copy(void *to, const void *of, size_t n)
     void platform_large_pages(void *start, size_t length)
@@ -92,6 +93,7 @@ cdef extern from "ring.h" nogil:
     void ring_close(ring *r)
     uint64_t ring_frozen_start(const ring *r)
     int ring_wait_readable(ring *r, int64_t deadline)
+    bint ring_is_readable(const ring *r)
     int ring_wait_room(ring *r, const message *m, int64_t deadline)
     void ring_await_consumers(ring *r)
     void ring_set_spin(uint32_t ns)
@@ -281,3 +283,16 @@ cdef extern from "endpoint.h" nogil:
     int flush_pending(segment *seg, const peer_list *peers, uint32_t *turn, bint wait_lock)
     int resend_unreceived(segment *seg, const peer_list *peers, uint32_t *turn, const ring *frozen, uint32_t peer_id,
                           uint64_t *at)
+
+cdef extern from "lookout.h" nogil:
+    enum:
+        LOOKOUT_READABLE
+        LOOKOUT_FULL
+    ctypedef struct lookout:
+        int poke
+    int lookout_init(lookout *l)
+    void lookout_destroy(lookout *l)
+    void lookout_run(lookout *l)
+    void lookout_stop(lookout *l)
+    int lookout_watch(lookout *l, ring *inbox)
+    void lookout_forget(lookout *l, ring *inbox)

@@ -63,6 +63,21 @@ cdef class Message:
         self._source = _encode_path(source)
         self._destination = _encode_path(destination)
 
+    def with_content(self, content):
+        """A message like this one, on the same way, with another content: what a switch's middleware gives.
+
+        :param content: anything with the buffer protocol.
+        """
+        other = <Message>Message.__new__(Message)
+        other.content = content
+        other.flags = self.flags
+        other.ttl = self.ttl
+        other.pipe_id = self.pipe_id
+        other._source = self._source
+        other._destination = self._destination
+        other.is_remote = self.is_remote
+        return other
+
     def release(self):
         """Ends ``content``, and gives its memory back when nobody else uses it. For ``recv_msg(copy=False)``.
 

@@ -665,8 +665,7 @@ void spin_learn(_Atomic uint32_t *learnt, int64_t slept_ns)
 
 static bool is_readable(const void *arg)
 {
-    const ring *r = arg;
-    return ring_depth(r) != 0 || ring_is_closed(r);
+    return ring_is_readable(arg);
 }
 
 int ring_wait_readable(ring *r, int64_t deadline)
@@ -675,14 +674,14 @@ int ring_wait_readable(ring *r, int64_t deadline)
         return WAIT_WOKEN;
     int64_t began = platform_now();
     int rc = WAIT_WOKEN;
-    while (!is_readable(r)) {
+    while (!ring_is_readable(r)) {
         if (rc == WAIT_SIGNAL)
             return WAIT_SIGNAL;
         if (platform_now() >= deadline)
             return WAIT_TIMEOUT;
         event *e = &r->shared->readable;
         uint32_t ticket = event_arm(e);
-        if (!is_readable(r))
+        if (!ring_is_readable(r))
             rc = event_wait(e, ticket, deadline);
     }
     spin_learn(&r->spin, platform_now() - began);

@@ -129,6 +129,11 @@ static inline bool ring_is_closed(const ring *r)
 {
     return atomic_load_explicit(&r->shared->closed, memory_order_acquire) != 0;
 }
+/* Whether a reader need not wait: there is something, or nothing will ever come. */
+static inline bool ring_is_readable(const ring *r)
+{
+    return ring_depth(r) != 0 || ring_is_closed(r);
+}
 /* Whether a message of that size would be taken right now. */
 bool ring_has_room(const ring *r, const message *m);
 /* Whether a quarter of the ring is free beyond that. Who spins for room waits for so much, else it would go on into the

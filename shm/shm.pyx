@@ -73,6 +73,7 @@ include "segment.pxi"
 include "arena.pxi"
 include "wire.pxi"
 include "endpoint.pxi"
+include "lookout.pxi"
 
 # Files and processes.
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..connector import Dialer, Listener
+from ..errors import Closed, NotSupported
+from ..shm import UNSET, Unset
 from ..socket import Socket
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 Self = TypeVar("Self", bound="Protocol")
 
@@ -43,3 +49,51 @@ class Protocol:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Sending(Protocol):
+    """One that sends each message to one peer."""
+
+    def send(self, content: ReadableBuffer, timeout: float | Unset | None = UNSET) -> None:
+        """See :meth:`multisocket.Socket.send`."""
+        self.socket.send(content, timeout)
+
+    def send_many(self, contents: Iterable[ReadableBuffer], timeout: float | Unset | None = UNSET) -> int:
+        """See :meth:`multisocket.Socket.send_many`."""
+        return self.socket.send_many(contents, timeout)
+
+    def send_obj(self, obj: object, timeout: float | Unset | None = UNSET) -> None:
+        """See :meth:`multisocket.Socket.send_obj`."""
+        self.socket.send_obj(obj, timeout)
+
+
+class Receiving(Protocol):
+    """One that receives contents. Iterating gives them until it is closed."""
+
+    def recv(self, timeout: float | Unset | None = UNSET) -> bytes:
+        """See :meth:`multisocket.Socket.recv`."""
+        return self.socket.recv(timeout)
+
+    def recv_many(self, max_messages: int, timeout: float | Unset | None = UNSET) -> list[bytes]:
+        """See :meth:`multisocket.Socket.recv_many`."""
+        return self.socket.recv_many(max_messages, timeout)
+
+    def recv_obj(self, timeout: float | Unset | None = UNSET) -> Any:
+        """See :meth:`multisocket.Socket.recv_obj`."""
+        return self.socket.recv_obj(timeout)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            try:
+                content = self.recv(None)
+            except Closed:
+                return
+            yield content
+
+
+class LocalProtocol(Protocol):
+    """One that stays in the process that made it, because it remembers something there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        name = type(self).__name__
+        raise NotSupported(f"a {name} stays in the process that made it: make one in the other process, and connect it")

@@ -1,0 +1,14 @@
+"""Pair: exactly two, one at each end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .protocol import Receiving, Sending
+
+
+class Pair(Sending, Receiving):
+    """Talks with one peer. While there is one, others are refused; when it is gone, the next may come."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(pipe_limit=1, **options)

@@ -1,0 +1,438 @@
+"""Publish and subscribe: Pub says something about a topic, and every Sub that wants it hears it.
+
+A publication's body is the length of its topic (u16 BE), the topic, the content. A subscription is a control message:
+one byte, 1 to subscribe or 0 to end that, and then the prefix of the topics that it is for. It is the publisher who
+sends only what somebody wants. Subscriptions are told to all, so they find their way through switches, and are kept by
+the path that they came; a subscriber looks once more whether it wants what comes, since a switch has others behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..background import Timer, background
+from ..connector import Pipe
+from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, MessageDropped, Timeout
+from ..message import CONTROL, TO_ALL, Message
+from ..shm import UNSET, Unset
+from .protocol import LocalProtocol, Protocol
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+log = logging.getLogger("multisocket")
+
+DROP_NEWEST = "drop newest"
+"""A slow subscriber does not get what it has no room for."""
+DROP_OLDEST = "drop oldest"
+"""Some publications are kept for it; then the oldest of these goes."""
+BLOCK = "block"
+"""Sending waits for it."""
+
+_SUBSCRIBE, _UNSUBSCRIBE = b"\1", b"\0"
+
+_MOST_TOPIC = 0xFFFF
+
+# Of one subscriber, prefixes at most: it is somebody's memory.
+_MOST_PREFIXES = 1 << 16
+
+# Topics of which it is remembered who wants them.
+_MOST_REMEMBERED = 1 << 14
+
+# How soon what found no room is tried again, seconds.
+_RETRY_TIME = 0.01
+
+# A wait for subscribers looks so often, seconds: another thread's send may have heard of one.
+_LOOK_TIME = 0.05
+
+
+class Publication(NamedTuple):
+    """What was published."""
+
+    topic: bytes
+    content: bytes
+
+
+@dataclass
+class Subscriber:
+    """Who is connected to a Pub and wants something.
+
+    :param pipe_id: of the pipe that leads to it.
+    :param lost: publications that it wanted and did not get, because it was slow.
+    """
+
+    pipe_id: int
+    lost: int = 0
+    _paths: dict[bytes, set[tuple[int, ...]]] = field(default_factory=dict, repr=False)
+    """By which each prefix came."""
+    _count: int = field(default=0, repr=False)
+    _backlog: deque[bytes] = field(default_factory=deque, repr=False)
+
+    @property
+    def topics(self) -> set[bytes]:
+        """Prefixes that it has subscribed."""
+        return set(self._paths)
+
+
+class Pub(LocalProtocol):
+    """Publishes. Subscriptions count from the next ``send`` on after they came.
+
+    :param slow: what becomes of a publication for a subscriber without room: ``"drop newest"``, ``"drop oldest"`` or
+        ``"block"``. Unless it blocks, no subscriber slows the others.
+    :param backlog: publications kept for each slow subscriber by ``"drop oldest"``.
+    :param options: of the Socket.
+    """
+
+    def __init__(self, *, slow: str = DROP_NEWEST, backlog: int = 1000, **options: Any) -> None:
+        if slow not in (DROP_NEWEST, DROP_OLDEST, BLOCK):
+            raise BadOption(f"option slow takes {DROP_NEWEST!r}, {DROP_OLDEST!r} or {BLOCK!r}, not {slow!r}")
+        if not isinstance(backlog, int) or backlog < 1:
+            raise BadOption(f"option backlog takes a number of publications, 1 or more, not {backlog!r}")
+        super().__init__(**options)
+        self._slow = slow
+        self._most_backlog = backlog
+        self._lock = threading.RLock()
+        self._subscribers: dict[int, Subscriber] = {}
+        # Pipes whose peers have subscribed a prefix.
+        self._by_prefix: dict[bytes, set[int]] = {}
+        self._remembered: dict[bytes, tuple[int, ...]] = {}
+        self._behind: set[int] = set()
+        self._timer: Timer | None = None
+        self.socket._watch_pipes(self._on_pipe)
+
+    def send(self, topic: bytes | str, content: ReadableBuffer, timeout: float | Unset | None = UNSET) -> int:
+        """Publishes to all who have subscribed a prefix of the topic.
+
+        :param topic: at most 65535 bytes; text is encoded as UTF-8.
+        :param content: anything with the buffer protocol.
+        :param timeout: seconds that ``"block"`` waits; the default is the option ``send_timeout``.
+        :returns: how many wanted it.
+        :raises Timeout: with ``"block"``, some subscribers had no room in that time, and do not get it.
+        :raises Closed, ContentTooLong: as ``Socket.send``.
+        """
+        if self.socket._is_readable:
+            self._hear()
+        if isinstance(topic, str):
+            topic = topic.encode()
+        pipes = self._remembered.get(topic)
+        if pipes is None:
+            pipes = self._who_wants(topic)
+        if not pipes:
+            return 0
+        body = len(topic).to_bytes(2, "big") + topic + content
+        if self._behind:
+            self._send_to_some_behind(pipes, body)
+            return len(pipes)
+        later = self._offer(pipes, body, timeout)
+        if later:
+            self._send_to_slow(later, body, timeout)
+        return len(pipes)
+
+    def wait_subscribers(self, n: int, timeout: float | None = None) -> None:
+        """Waits until that many peers have subscribed to something: what is sent then reaches them.
+
+        :param timeout: seconds; None for ever.
+        :raises Timeout: they have not in that time.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while len(self.subscribers) < n:
+            left = _LOOK_TIME if end is None else min(_LOOK_TIME, end - time.monotonic())
+            if left <= 0:
+                raise Timeout(f"{len(self.subscribers)} of {n} subscribers came within {timeout} s")
+            self.socket._await_readable(left)
+
+    @property
+    def subscribers(self) -> list[Subscriber]:
+        """Who wants something now."""
+        self._hear()
+        with self._lock:
+            return [one for one in self._subscribers.values() if one._paths]
+
+    # --- who wants what ---
+
+    def _hear(self) -> None:
+        with self._lock:
+            while (msg := self.socket._poll(True)) is not UNSET:
+                self._heard(msg)
+
+    def _heard(self, msg: Message) -> None:
+        content: bytes = msg.content
+        action, prefix = content[:1], content[1:]
+        if not msg.flags & CONTROL or action not in (_SUBSCRIBE, _UNSUBSCRIBE) or not msg.source:
+            log.info("a message of %d bytes to a Pub that is no subscription was dropped", len(content))
+            return
+        subscriber = self._subscriber(msg.source[0])
+        if subscriber is None:
+            return
+        if action == _UNSUBSCRIBE:
+            self._drop(subscriber, prefix, msg.source)
+        elif subscriber._count < _MOST_PREFIXES:
+            self._add(subscriber, prefix, msg.source)
+        else:
+            log.warning("pipe %d wants more than %d prefixes: one was not heeded", msg.source[0], _MOST_PREFIXES)
+        self._remembered = {}
+
+    def _subscriber(self, number: int) -> Subscriber | None:
+        """None: its pipe is gone meanwhile."""
+        # It may be heard before its pipe is announced.
+        if number not in self._subscribers and any(pipe.id == number for pipe in self.socket.pipes):
+            self._subscribers[number] = Subscriber(number)
+        return self._subscribers.get(number)
+
+    def _add(self, subscriber: Subscriber, prefix: bytes, path: tuple[int, ...]) -> None:
+        paths = subscriber._paths.setdefault(prefix, set())
+        subscriber._count += path not in paths
+        paths.add(path)
+        self._by_prefix.setdefault(prefix, set()).add(subscriber.pipe_id)
+
+    def _drop(self, subscriber: Subscriber, prefix: bytes, path: tuple[int, ...]) -> None:
+        paths = subscriber._paths.get(prefix, set())
+        subscriber._count -= path in paths
+        paths.discard(path)
+        if not paths and subscriber._paths.pop(prefix, None) is not None:
+            self._unlist(subscriber, prefix)
+
+    def _unlist(self, subscriber: Subscriber, prefix: bytes) -> None:
+        pipes = self._by_prefix[prefix]
+        pipes.discard(subscriber.pipe_id)
+        if not pipes:
+            del self._by_prefix[prefix]
+
+    def _who_wants(self, topic: bytes) -> tuple[int, ...]:
+        if len(topic) > _MOST_TOPIC:
+            raise ContentTooLong(f"a topic has at most {_MOST_TOPIC} bytes, this one has {len(topic)}")
+        with self._lock:
+            found: set[int] = set()
+            for size in {len(prefix) for prefix in self._by_prefix}:
+                found |= self._by_prefix.get(topic[:size], set()) if size <= len(topic) else set()
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered = {}
+            self._remembered[topic] = tuple(found)
+            return self._remembered[topic]
+
+    def _on_pipe(self, event: str, pipe: Pipe) -> None:
+        with self._lock:
+            if event == "open":
+                self._subscribers.setdefault(pipe.id, Subscriber(pipe.id))
+                return
+            gone = self._subscribers.pop(pipe.id, None)
+            if gone is None:
+                return
+            self._behind.discard(pipe.id)
+            for prefix in gone._paths:
+                self._unlist(gone, prefix)
+            self._remembered = {}
+
+    # --- those who are slow ---
+
+    def _offer(self, pipes: Iterable[int], body: bytes, timeout: float | Unset | None) -> list[int]:
+        """To those that have room; the others."""
+        try:
+            return self.socket._offer(pipes, body, timeout if self._slow == BLOCK else 0)
+        except (Timeout, MessageDropped):
+            if self._slow == BLOCK:
+                raise
+            return list(pipes)  # slow ones take all memory for large contents
+
+    def _send_to_slow(self, pipes: list[int], body: bytes, timeout: float | Unset | None) -> None:
+        if self._slow == BLOCK:
+            return self._wait_for(pipes, body, timeout)
+        with self._lock:
+            for pipe in pipes:
+                subscriber = self._subscribers.get(pipe)
+                if subscriber is not None:
+                    self._keep(subscriber, body)
+
+    def _wait_for(self, pipes: list[int], body: bytes, timeout: float | Unset | None) -> None:
+        end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
+        missed: Timeout | None = None
+        for pipe in pipes:
+            try:
+                left = timeout if end is None else max(0.0, end - time.monotonic())
+                self.socket._send_through(pipe, body, left, flags=TO_ALL)
+            except BrokenPath:
+                continue
+            except (Timeout, MessageDropped) as error:
+                missed = error if isinstance(error, Timeout) else missed
+                with self._lock:
+                    if pipe in self._subscribers:
+                        self._subscribers[pipe].lost += 1
+        if missed is not None:
+            raise missed
+
+    def _keep(self, subscriber: Subscriber, body: bytes) -> None:
+        if self._slow == DROP_NEWEST:
+            subscriber.lost += 1
+            return
+        if len(subscriber._backlog) >= self._most_backlog:
+            subscriber._backlog.popleft()
+            subscriber.lost += 1
+        subscriber._backlog.append(body)
+        self._behind.add(subscriber.pipe_id)
+        if self._timer is None:
+            self._timer = background().call_later(_RETRY_TIME, self._catch_up_later)
+
+    def _send_to_some_behind(self, pipes: tuple[int, ...], body: bytes) -> None:
+        """What is kept for a subscriber goes first."""
+        with self._lock:
+            self._catch_up()
+            behind = self._behind.intersection(pipes)
+            later = self._offer([pipe for pipe in pipes if pipe not in behind], body, 0)
+            for pipe in [*behind, *later]:
+                if pipe in self._subscribers:
+                    self._keep(self._subscribers[pipe], body)
+
+    def _catch_up(self) -> None:
+        for pipe in list(self._behind):
+            backlog = self._subscribers[pipe]._backlog
+            while backlog and not self._offer((pipe,), backlog[0], 0):
+                backlog.popleft()
+            if not backlog:
+                self._behind.discard(pipe)
+
+    def _catch_up_later(self) -> None:
+        with self._lock:
+            self._timer = None
+            if self.socket.closed:
+                return
+            self._catch_up()
+            if self._behind:
+                self._timer = background().call_later(_RETRY_TIME, self._catch_up_later)
+
+
+class Sub(Protocol):
+    """Hears what it has subscribed. Processes that share it share what comes; it is subscribed where it was made.
+
+    :param topics: prefixes of the topics to subscribe; ``b""`` is all.
+    :param options: of the Socket.
+    """
+
+    def __init__(self, topics: Iterable[bytes | str] = (), **options: Any) -> None:
+        if isinstance(topics, (bytes, str)):
+            raise BadOption(f"topics is a list of prefixes, not {topics!r}: write [{topics!r}]")
+        wanted = {_encoded(topic) for topic in topics}
+        super().__init__(**options)
+        self._topics = wanted
+        # What each publisher has been told.
+        self._told: dict[int, set[bytes]] = {}
+        self._lock = threading.RLock()
+        self._timer: Timer | None = None
+        # Topics that came, and whether they are wanted.
+        self._known: dict[bytes, bool] = {}
+        self.socket._watch_pipes(self._on_pipe)
+
+    @property
+    def topics(self) -> set[bytes]:
+        """The prefixes that are subscribed."""
+        return set(self._topics)
+
+    def subscribe(self, topic: bytes | str) -> None:
+        """From now on also what begins so. Twice is once.
+
+        :raises NotSupported: in another process than that which made it.
+        """
+        self._change(self._topics | {_encoded(topic)})
+
+    def unsubscribe(self, topic: bytes | str) -> None:
+        """Takes back ``subscribe``. What was wanted only for this is not given any more, even if it is here already."""
+        self._change(self._topics - {_encoded(topic)})
+
+    def recv(self, timeout: float | Unset | None = UNSET) -> Publication:
+        """The next publication. See :meth:`multisocket.Socket.recv`."""
+        while True:
+            began = time.monotonic()
+            publication = self._read(self.socket.recv(timeout))
+            if publication is not None:
+                return publication
+            if isinstance(timeout, (int, float)):
+                timeout = max(0.0, timeout - (time.monotonic() - began))
+
+    def recv_many(self, max_messages: int, timeout: float | Unset | None = UNSET) -> list[Publication]:
+        """Up to so many. See :meth:`multisocket.Socket.recv_many`."""
+        first = self.recv(timeout)
+        if max_messages == 1 or not self.socket._is_readable:
+            return [first]
+        try:
+            bodies = self.socket.recv_many(max_messages - 1, 0)
+        except Timeout:  # others were faster
+            return [first]
+        return [first, *filter(None, map(self._read, bodies))]
+
+    def __iter__(self) -> Iterator[Publication]:
+        while True:
+            try:
+                publication = self.recv(None)
+            except Closed:
+                return
+            yield publication
+
+    def _read(self, body: bytes) -> Publication | None:
+        start = 2 + int.from_bytes(body[:2], "big")
+        if len(body) < start:
+            log.info("a message of %d bytes that is no publication was dropped", len(body))
+            return None
+        topic = body[2:start]
+        wanted = self._known.get(topic)
+        if wanted is None:
+            wanted = self._is_wanted(topic)
+        return Publication(topic, body[start:]) if wanted else None
+
+    def _is_wanted(self, topic: bytes) -> bool:
+        wanted = not self.socket._is_owner or any(map(topic.startswith, self._topics))
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known = {}
+        self._known[topic] = wanted
+        return wanted
+
+    # --- telling publishers ---
+
+    def _change(self, topics: set[bytes]) -> None:
+        self.socket._connecting("subscribing")
+        with self._lock:
+            self._topics = topics
+            self._known = {}
+            self._tell_all()
+
+    def _on_pipe(self, event: str, pipe: Pipe) -> None:
+        with self._lock:
+            if event == "close":
+                self._told.pop(pipe.id, None)
+                return
+            self._told.setdefault(pipe.id, set())
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Never waits: this may be the background thread. Who has no room is told later."""
+        if not all([self._tell(pipe, told) for pipe, told in self._told.items()]) and self._timer is None:
+            self._timer = background().call_later(_RETRY_TIME, self._tell_later)
+
+    def _tell(self, pipe: int, told: set[bytes]) -> bool:
+        for action, prefixes in ((_SUBSCRIBE, self._topics - told), (_UNSUBSCRIBE, told - self._topics)):
+            for prefix in prefixes:
+                if self.socket._offer((pipe,), action + prefix, flags=CONTROL):
+                    return False
+                told ^= {prefix}
+        return True
+
+    def _tell_later(self) -> None:
+        with self._lock:
+            self._timer = None
+            if not self.socket.closed:
+                self._tell_all()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: the Socket, and what was subscribed by then."""
+        return {"socket": self.socket, "_topics": self._topics, "_known": {}}
+
+
+def _encoded(topic: bytes | str) -> bytes:
+    encoded = topic.encode() if isinstance(topic, str) else bytes(topic)
+    if len(encoded) > _MOST_TOPIC:
+        raise ContentTooLong(f"a topic has at most {_MOST_TOPIC} bytes, this one has {len(encoded)}")
+    return encoded

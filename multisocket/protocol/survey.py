@@ -1,0 +1,99 @@
+"""Surveys: a Surveyor asks all, and each Respondent may answer until the deadline.
+
+Bodies are those of reqrep; a survey goes to all peers, and its number comes back with each response.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Timeout
+from ..message import CONTROL, Message
+from .answers import HEAD_SIZE, Answers, Waiter, wake
+from .protocol import LocalProtocol
+from .reqrep import Rep
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+DEADLINE = 1.0
+"""Seconds that a survey takes, when it does not say."""
+
+
+class Surveyor(LocalProtocol):
+    """Asks all who are connected. Any number of threads may have a survey running."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._answers = Answers(self.socket)
+
+    def survey(self, content: ReadableBuffer, deadline: float = DEADLINE) -> Iterator[bytes]:
+        """Asks everybody, now; the responses are given as they come.
+
+        ``for response in surveyor.survey(b"load?", deadline=0.5): …``
+
+        :param content: anything with the buffer protocol.
+        :param deadline: seconds for everything; later responses are dropped. So are those that come after the
+            iteration was given up.
+        :raises Timeout: some had no room for the question in that time.
+        :raises Closed, ContentTooLong: as ``Socket.send_all``.
+        """
+        end = time.monotonic() + deadline
+        survey = _Survey()
+        head = self._answers.expect(survey)
+        try:
+            self.socket.send_all(head + content, deadline)
+        except BaseException:
+            self._answers.forget(head)
+            raise
+        return self._responses(head, survey, end)
+
+    def _responses(self, head: bytes, survey: _Survey, end: float) -> Iterator[bytes]:
+        try:
+            while True:
+                try:
+                    self._answers.wait(survey, end)
+                except Timeout:
+                    return
+                yield survey.take()
+        finally:
+            self._answers.forget(head)
+
+
+class _Survey(Waiter):
+    __slots__ = ("_responses",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._responses: deque[bytes] = deque()
+
+    def told(self, msg: Message) -> None:
+        if msg.flags & CONTROL:  # one that cannot answer is one that does not
+            return
+        self._responses.append(msg.content[HEAD_SIZE:])
+        self.is_done = True
+        wake(self)
+
+    def failed(self, error: Exception) -> None:
+        """The thread finds out by itself."""
+
+    def take(self) -> bytes:
+        response = self._responses.popleft()
+        # In this order, else one that comes in between would not be noticed.
+        self.is_done = False
+        if self._responses:
+            self.is_done = True
+        return response
+
+
+class Respondent(Rep):
+    """Answers surveys: the same as a :class:`multisocket.protocol.Rep`, but need not. A handler that returns None does
+    not answer, and one that raises neither."""
+
+    def _answer(self, request: Any) -> None:
+        content = self._handler(request.content) if self._handler is not None else None
+        if content is not None:
+            request.reply(content)

@@ -1,0 +1,60 @@
+# Waiting for an event loop.
+
+
+cdef class Lookout:
+    """Sleeps on the inboxes of Sockets in a thread, and makes a descriptor readable when something has come.
+
+    :raises OSError: the system has no descriptor left.
+    """
+
+    cdef lookout l
+    cdef bint ready
+    cdef dict watched
+
+    def __cinit__(self):
+        cdef int error = lookout_init(&self.l)
+        if error:
+            raise OSError(error, os.strerror(error))
+        self.ready = True
+        self.watched = {}
+
+    def __dealloc__(self):
+        if self.ready:
+            lookout_destroy(&self.l)
+
+    def fileno(self):
+        """Readable when something has come to one of those that are watched."""
+        return self.l.poke
+
+    def calm(self):
+        """Makes the descriptor unreadable again."""
+        platform_calm(self.l.poke)
+
+    def run(self):
+        """The thread's work, until :meth:`stop`."""
+        with nogil:
+            lookout_run(&self.l)
+
+    def stop(self):
+        """Ends :meth:`run`."""
+        lookout_stop(&self.l)
+
+    def watch(self, Endpoint sock not None):
+        """Looks out, once, for a message to a Socket, or its end.
+
+        :returns: None; False when there is something already; True when it is watched.
+        """
+        cdef Segment segment = sock.alive()
+        cdef int rc = lookout_watch(&self.l, &segment.seg.inbox)
+        if rc == LOOKOUT_FULL:
+            return None
+        if rc == LOOKOUT_READABLE:
+            return False
+        self.watched[id(sock)] = segment
+        return True
+
+    def forget(self, Endpoint sock not None):
+        """Looks out for this one no more. Whoever watched it must say so before it gives it up."""
+        cdef Segment segment = self.watched.pop(id(sock), None)
+        if segment is not None:
+            lookout_forget(&self.l, &segment.seg.inbox)
