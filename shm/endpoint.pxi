@@ -537,6 +537,22 @@ cdef class Endpoint:
         finally:
             PyBuffer_Release(&view)
 
+    def _offer_msg(self, pipes, Message msg not None):
+        """The same with a message as it is."""
+        cdef Segment segment = self.sending()
+        cdef message m
+        cdef Py_buffer view
+        cdef Block block = msg.block
+        cdef int sent = 0
+        _view_content(msg, &view)
+        try:
+            _describe_message(&m, msg, &view)
+            if block is None and m.length >= LARGE and self.arena_limit and pipes:
+                block = self.new_content(segment, &m, 0, 0)
+            return self.offer(segment, &m, pipes, block, &sent)
+        finally:
+            PyBuffer_Release(&view)
+
     def _send_through(self, uint32_t pipe, content, timeout=_unset, *, int flags=SEND_TO_ONE):
         """Like ``send``, but through this pipe.
 
@@ -855,6 +871,19 @@ cdef class Endpoint:
             if rc == RING_EMPTY:
                 return _unset
             self.await_message(segment, rc, 0, 0)
+
+    @property
+    def _pipe_ids(self):
+        """Of the pipes that are open."""
+        return list(self.current_peers(self.alive()).by_id)
+
+    @property
+    def _depth(self):
+        """How many receives would end at once; all of them when it is closed."""
+        segment = self.segment
+        if segment is None or ring_is_closed(&segment.seg.inbox):
+            return 0x7FFFFFFF
+        return ring_depth(&segment.seg.inbox)
 
     @property
     def _is_readable(self):

@@ -27,7 +27,6 @@ cdef extern from "platform.h" nogil:
     int platform_reserve(int fd, void *base, size_t offset, size_t length)
     int platform_reserve_needs_fd()
     uint32_t platform_fork_generation()
-    void platform_calm(int fd)
     int platform_is_locked(int fd)
     void platform_copy(void *to, const void *of, size_t n)
     void platform_large_pages(void *start, size_t length)
@@ -288,6 +287,7 @@ cdef extern from "lookout.h" nogil:
     enum:
         LOOKOUT_READABLE
         LOOKOUT_FULL
+        LOOKOUT_MOST
     ctypedef struct lookout:
         int poke
     int lookout_init(lookout *l)
@@ -295,4 +295,5 @@ cdef extern from "lookout.h" nogil:
     void lookout_run(lookout *l)
     void lookout_stop(lookout *l)
     int lookout_watch(lookout *l, ring *inbox)
+    unsigned lookout_struck(lookout *l, ring **out)
     void lookout_forget(lookout *l, ring *inbox)

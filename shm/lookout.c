@@ -5,7 +5,7 @@
 
 int lookout_init(lookout *l)
 {
-    l->n = 0;
+    l->n = l->struck = 0;
     l->stopping = false;
     atomic_init(&l->changed, 0);
     l->poke = platform_poke_new();
@@ -37,9 +37,34 @@ void lookout_stop(lookout *l)
     tell_change(l);
 }
 
-static void strike(lookout *l, unsigned i)
+static void drop(lookout *l, unsigned i)
 {
     l->list[i] = l->list[--l->n];
+}
+
+static void strike(lookout *l, unsigned i)
+{
+    watched one = l->list[i];
+    drop(l, i);
+    l->list[LOOKOUT_MOST - ++l->struck] = one;
+}
+
+unsigned lookout_struck(lookout *l, ring **out)
+{
+    platform_calm(l->poke);
+    pthread_mutex_lock(&l->lock);
+    unsigned n = 0;
+    while (l->struck)
+        out[n++] = l->list[LOOKOUT_MOST - l->struck--].inbox;
+    pthread_mutex_unlock(&l->lock);
+    return n;
+}
+
+static void forget_struck(lookout *l, const ring *inbox)
+{
+    for (unsigned i = LOOKOUT_MOST - l->struck; i < LOOKOUT_MOST; i++)
+        if (l->list[i].inbox == inbox)
+            l->list[i] = l->list[LOOKOUT_MOST - l->struck--];
 }
 
 int lookout_watch(lookout *l, ring *inbox)
@@ -48,17 +73,18 @@ int lookout_watch(lookout *l, ring *inbox)
     if (ring_is_readable(inbox))
         return LOOKOUT_READABLE;
     pthread_mutex_lock(&l->lock);
+    forget_struck(l, inbox);
     unsigned i = 0;
     while (i < l->n && l->list[i].inbox != inbox)
         i++;
-    if (i == LOOKOUT_MOST) {
-        pthread_mutex_unlock(&l->lock);
-        return LOOKOUT_FULL;
-    }
-    l->list[i] = one;
-    if (i == l->n)
+    bool is_full = i + l->struck == LOOKOUT_MOST;
+    if (!is_full)
+        l->list[i] = one;
+    if (!is_full && i == l->n)
         l->n++;
     pthread_mutex_unlock(&l->lock);
+    if (is_full)
+        return LOOKOUT_FULL;
     tell_change(l);
     return LOOKOUT_WATCHES;
 }
@@ -66,9 +92,10 @@ int lookout_watch(lookout *l, ring *inbox)
 void lookout_forget(lookout *l, ring *inbox)
 {
     pthread_mutex_lock(&l->lock);
+    forget_struck(l, inbox);
     for (unsigned i = 0; i < l->n; i++)
         if (l->list[i].inbox == inbox)
-            strike(l, i);
+            drop(l, i);
     pthread_mutex_unlock(&l->lock);
 }
 

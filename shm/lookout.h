@@ -1,8 +1,8 @@
 /* The lookout: one thread that sleeps on the inboxes of many Sockets, for an event loop that cannot.
  *
  *   loop:    found nothing to take: lookout_watch(l, inbox); goes to sleep on its descriptors, the lookout's among them
- *   lookout: sees that something came, strikes the inbox off its list, pokes the descriptor
- *   loop:    platform_calm; takes what there is; watches again if it wants more
+ *   lookout: sees that something came, moves the inbox from its list to those struck off, pokes the descriptor
+ *   loop:    lookout_struck; takes what there is; watches again if it wants more
  *
  * An inbox that nobody waits for is not on the list, so a busy loop is never disturbed and its senders wake nobody.
  *
@@ -26,8 +26,8 @@ typedef struct {
     pthread_mutex_t lock;
     _Atomic uint32_t changed; /* grows with each change that the thread must see; it sleeps on this as well */
     bool stopping;
-    unsigned n;
-    watched list[LOOKOUT_MOST];
+    unsigned n, struck;
+    watched list[LOOKOUT_MOST]; /* n that are watched; from the end on, those struck off that nobody has asked for */
     int poke; /* descriptor */
 } lookout;
 
@@ -42,8 +42,10 @@ void lookout_stop(lookout *l);
 
 enum { LOOKOUT_WATCHES = 0, LOOKOUT_READABLE, LOOKOUT_FULL };
 
-/* Pokes once when the inbox has something, or is closed. LOOKOUT_READABLE: it is so now, nothing is watched. */
+/* Pokes once when the inbox has something, or is closed; what was struck off before counts no more. LOOKOUT_READABLE: it is so now, nothing is watched. */
 int lookout_watch(lookout *l, ring *inbox);
+/* Calms the descriptor, and gives those that were struck off since: at most LOOKOUT_MOST. */
+unsigned lookout_struck(lookout *l, ring **out);
 /* Watches it no more; nothing happens if it is not watched. */
 void lookout_forget(lookout *l, ring *inbox);
 

@@ -1,5 +1,4 @@
-# Waiting for an event loop.
-
+#Waiting for an event loop.
 
 cdef class Lookout:
     """Sleeps on the inboxes of Sockets in a thread, and makes a descriptor readable when something has come.
@@ -9,7 +8,7 @@ cdef class Lookout:
 
     cdef lookout l
     cdef bint ready
-    cdef dict watched
+    cdef dict watched  # (Socket, its memory) by the address of the inbox
 
     def __cinit__(self):
         cdef int error = lookout_init(&self.l)
@@ -26,9 +25,11 @@ cdef class Lookout:
         """Readable when something has come to one of those that are watched."""
         return self.l.poke
 
-    def calm(self):
-        """Makes the descriptor unreadable again."""
-        platform_calm(self.l.poke)
+    def struck(self):
+        """Those of the watched Sockets to which something has come; they are watched no more."""
+        cdef ring *found[LOOKOUT_MOST]
+        cdef unsigned i, n = lookout_struck(&self.l, found)
+        return [self.watched.pop(<size_t>found[i])[0] for i in range(n)]
 
     def run(self):
         """The thread's work, until :meth:`stop`."""
@@ -42,7 +43,8 @@ cdef class Lookout:
     def watch(self, Endpoint sock not None):
         """Looks out, once, for a message to a Socket, or its end.
 
-        :returns: None; False when there is something already; True when it is watched.
+        :returns: None;
+False when there is something already; True when it is watched.
         """
         cdef Segment segment = sock.alive()
         cdef int rc = lookout_watch(&self.l, &segment.seg.inbox)
@@ -50,11 +52,15 @@ cdef class Lookout:
             return None
         if rc == LOOKOUT_READABLE:
             return False
-        self.watched[id(sock)] = segment
+        self.watched[<size_t>&segment.seg.inbox] = (sock, segment)
         return True
 
     def forget(self, Endpoint sock not None):
-        """Looks out for this one no more. Whoever watched it must say so before it gives it up."""
-        cdef Segment segment = self.watched.pop(id(sock), None)
-        if segment is not None:
-            lookout_forget(&self.l, &segment.seg.inbox)
+        """Looks out for this one no more."""
+        cdef Segment segment
+        for address, (one, memory) in self.watched.items():
+            if one is sock:
+                segment = memory
+                lookout_forget(&self.l, &segment.seg.inbox)
+                del self.watched[address]
+                return

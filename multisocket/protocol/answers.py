@@ -59,6 +59,27 @@ def content_of(msg: Message) -> bytes:
     return content
 
 
+class Numbers:
+    """Numbers of questions, as they stand before a content.
+
+    :param sock: that the answers come to.
+    """
+
+    def __init__(self, sock: Socket) -> None:
+        self._socket = sock
+        self._numbers = itertools.count(random.getrandbits(32))
+
+    def next(self) -> bytes:
+        """A new one.
+
+        :raises Closed: the Socket is closed.
+        :raises NotSupported: the Socket is another process's, which gets the answers.
+        """
+        if not self._socket._is_owner:
+            raise _not_here(self._socket)
+        return (next(self._numbers) & 0xFFFFFFFF).to_bytes(HEAD_SIZE, "big")
+
+
 class Answers:
     """Receives for all who ask through a Socket.
 
@@ -68,7 +89,7 @@ class Answers:
     def __init__(self, sock: Socket) -> None:
         self._socket = sock
         self._askers: dict[bytes, Asker] = {}
-        self._numbers = itertools.count(random.getrandbits(32))
+        self._numbers = Numbers(sock)
         self._turn = threading.Lock()
         self._waiting: dict[Waiter, None] = {}
         self._futures: set[bytes] = set()
@@ -78,9 +99,7 @@ class Answers:
 
     def expect(self, asker: Asker) -> bytes:
         """A new number, as it stands before a content, whose answers go to this asker."""
-        if not self._socket._is_owner:
-            raise _not_here(self._socket)
-        head = (next(self._numbers) & 0xFFFFFFFF).to_bytes(HEAD_SIZE, "big")
+        head = self._numbers.next()
         self._askers[head] = asker
         return head
 

@@ -48,8 +48,8 @@ _MOST_REMEMBERED = 1 << 14
 # How soon what found no room is tried again, seconds.
 _RETRY_TIME = 0.01
 
-# A wait for subscribers looks so often, seconds: another thread's send may have heard of one.
-_LOOK_TIME = 0.05
+LOOK_TIME = 0.05
+"""A wait for subscribers looks so often, seconds: another thread's send may have heard of one."""
 
 
 class Publication(NamedTuple):
@@ -116,16 +116,9 @@ class Pub(LocalProtocol):
         :raises Timeout: with ``"block"``, some subscribers had no room in that time, and do not get it.
         :raises Closed, ContentTooLong: as ``Socket.send``.
         """
-        if self.socket._is_readable:
-            self._hear()
-        if isinstance(topic, str):
-            topic = topic.encode()
-        pipes = self._remembered.get(topic)
-        if pipes is None:
-            pipes = self._who_wants(topic)
+        pipes, body = self._publication(topic, content)
         if not pipes:
             return 0
-        body = len(topic).to_bytes(2, "big") + topic + content
         if self._behind:
             self._send_to_some_behind(pipes, body)
             return len(pipes)
@@ -133,6 +126,17 @@ class Pub(LocalProtocol):
         if later:
             self._send_to_slow(later, body, timeout)
         return len(pipes)
+
+    def _publication(self, topic: bytes | str, content: ReadableBuffer) -> tuple[tuple[int, ...], bytes]:
+        """Who wants it, and its body."""
+        if self.socket._is_readable:
+            self._hear()
+        if isinstance(topic, str):
+            topic = topic.encode()
+        pipes = self._remembered.get(topic)
+        if pipes is None:
+            pipes = self._who_wants(topic)
+        return pipes, len(topic).to_bytes(2, "big") + topic + content if pipes else b""
 
     def wait_subscribers(self, n: int, timeout: float | None = None) -> None:
         """Waits until that many peers have subscribed to something: what is sent then reaches them.
@@ -142,7 +146,7 @@ class Pub(LocalProtocol):
         """
         end = None if timeout is None else time.monotonic() + timeout
         while len(self.subscribers) < n:
-            left = _LOOK_TIME if end is None else min(_LOOK_TIME, end - time.monotonic())
+            left = LOOK_TIME if end is None else min(LOOK_TIME, end - time.monotonic())
             if left <= 0:
                 raise Timeout(f"{len(self.subscribers)} of {n} subscribers came within {timeout} s")
             self.socket._await_readable(left)
@@ -260,11 +264,14 @@ class Pub(LocalProtocol):
                 continue
             except (Timeout, MessageDropped) as error:
                 missed = error if isinstance(error, Timeout) else missed
-                with self._lock:
-                    if pipe in self._subscribers:
-                        self._subscribers[pipe].lost += 1
+                self._count_lost([pipe])
         if missed is not None:
             raise missed
+
+    def _count_lost(self, pipes: Iterable[int]) -> None:
+        with self._lock:
+            for subscriber in filter(None, map(self._subscribers.get, pipes)):
+                subscriber.lost += 1
 
     def _keep(self, subscriber: Subscriber, body: bytes) -> None:
         if self._slow == DROP_NEWEST:
@@ -358,11 +365,15 @@ class Sub(Protocol):
         first = self.recv(timeout)
         if max_messages == 1 or not self.socket._is_readable:
             return [first]
+        return [first, *self._read_more(max_messages - 1)]
+
+    def _read_more(self, most: int) -> list[Publication]:
+        """What is there, up to so many."""
         try:
-            bodies = self.socket.recv_many(max_messages - 1, 0)
+            bodies = self.socket.recv_many(most, 0)
         except Timeout:  # others were faster
-            return [first]
-        return [first, *filter(None, map(self._read, bodies))]
+            return []
+        return list(filter(None, map(self._read, bodies)))
 
     def __iter__(self) -> Iterator[Publication]:
         while True:

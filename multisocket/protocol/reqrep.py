@@ -168,10 +168,22 @@ class Request:
 
     def fail(self, error: BaseException | str, timeout: float | Unset | None = UNSET) -> None:
         """Answers that it went wrong; who has asked gets :class:`multisocket.RemoteError`. Raises as ``reply``."""
-        reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        body = self._head + reason.encode(errors="replace")
-        msg = Message(body, send_type=TO_DESTINATION, destination=self._source, flags=CONTROL)
-        self._socket.send_msg(msg, timeout)
+        self._socket.send_msg(failure_of(self, error), timeout)
+
+
+def failure_of(request: Request, error: BaseException | str) -> Message:
+    """The message that tells what went wrong."""
+    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    body = request._head + reason.encode(errors="replace")
+    return Message(body, send_type=TO_DESTINATION, destination=request._source, flags=CONTROL)
+
+
+def request_of(sock: Socket, msg: Message) -> Request | None:
+    """The request in a message; None if it is none."""
+    if len(msg.content) >= HEAD_SIZE and not msg.flags & CONTROL:
+        return Request(sock, msg)
+    log.info("a message of %d bytes that is no request was dropped", len(msg.content))
+    return None
 
 
 class Rep(Protocol):
@@ -200,9 +212,9 @@ class Rep(Protocol):
         end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
         while True:
             msg = self.socket.recv_msg(timeout if end is None else max(0.0, end - time.monotonic()))
-            if len(msg.content) >= HEAD_SIZE and not msg.flags & CONTROL:
-                return Request(self.socket, msg)
-            log.info("a message of %d bytes that is no request was dropped", len(msg.content))
+            request = request_of(self.socket, msg)
+            if request is not None:
+                return request
 
     def __iter__(self) -> Iterator[Request]:
         while True:

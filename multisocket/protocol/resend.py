@@ -56,6 +56,12 @@ class Resender:
         except BrokenPath:
             self._lose(head, pipe)
 
+    def post(self, head: bytes, body: bytes) -> None:
+        """The same for one who cannot wait: it is sent by the background thread."""
+        with self._lock:
+            self._requests[head] = _Request(body, time.monotonic())
+            self._look_at(0.0)
+
     def forget(self, head: bytes) -> None:
         """It has its reply, or nobody wants one any more."""
         with self._lock:
@@ -87,7 +93,7 @@ class Resender:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_due = due
+        self._timer_due = max(due, time.monotonic())
         self._timer = background().call_later(max(0.0, due - time.monotonic()), self._look)
 
     # --- in the background thread ---

@@ -1,0 +1,106 @@
+"""Publish and subscribe for coroutines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .. import protocol as blocking
+from ..errors import Closed, Timeout
+from ..protocol.pubsub import BLOCK, DROP_NEWEST, LOOK_TIME, Publication, Subscriber
+from ..shm import UNSET, Unset
+from .protocol import Protocol
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class Pub(Protocol):
+    """See :class:`multisocket.protocol.Pub`."""
+
+    def __init__(self, *, slow: str = DROP_NEWEST, backlog: int = 1000, **options: Any) -> None:
+        self._pub = blocking.Pub(slow=slow, backlog=backlog, **options)
+        self._blocks = slow == BLOCK
+        super().__init__(self._pub)
+
+    async def send(self, topic: bytes | str, content: ReadableBuffer, timeout: float | Unset | None = UNSET) -> int:
+        """See :meth:`multisocket.protocol.Pub.send`."""
+        if not self._blocks:
+            await self.socket._breathe()
+            return self._pub.send(topic, content)
+        pipes, body = self._pub._publication(topic, content)
+        left = list(pipes)
+
+        def offer(pipes: list[int]) -> list[int]:
+            nonlocal left
+            left = self.socket.socket._offer(pipes, body)
+            return left
+
+        try:
+            return await self.socket._to_each(left, offer, timeout)
+        except Timeout:
+            self._pub._count_lost(left)
+            raise
+
+    async def wait_subscribers(self, n: int, timeout: float | None = None) -> None:
+        """See :meth:`multisocket.protocol.Pub.wait_subscribers`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while len(self.subscribers) < n:
+            left = LOOK_TIME if end is None else min(LOOK_TIME, end - time.monotonic())
+            if left <= 0:
+                raise Timeout(f"{len(self.subscribers)} of {n} subscribers came within {timeout} s")
+            try:
+                await self.socket._readable(time.monotonic() + left, left)
+            except Timeout:
+                continue
+
+    @property
+    def subscribers(self) -> list[Subscriber]:
+        """See :attr:`multisocket.protocol.Pub.subscribers`."""
+        return self._pub.subscribers
+
+
+class Sub(Protocol):
+    """See :class:`multisocket.protocol.Sub`."""
+
+    def __init__(self, topics: Iterable[bytes | str] = (), **options: Any) -> None:
+        self._sub = blocking.Sub(topics, **options)
+        super().__init__(self._sub)
+
+    @property
+    def topics(self) -> set[bytes]:
+        """See :attr:`multisocket.protocol.Sub.topics`."""
+        return self._sub.topics
+
+    async def subscribe(self, topic: bytes | str) -> None:
+        """See :meth:`multisocket.protocol.Sub.subscribe`."""
+        self._sub.subscribe(topic)
+
+    async def unsubscribe(self, topic: bytes | str) -> None:
+        """See :meth:`multisocket.protocol.Sub.unsubscribe`."""
+        self._sub.unsubscribe(topic)
+
+    async def recv(self, timeout: float | Unset | None = UNSET) -> Publication:
+        """See :meth:`multisocket.protocol.Sub.recv`."""
+        end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
+        while True:
+            left = timeout if end is None else max(0.0, end - time.monotonic())
+            publication = self._sub._read(await self.socket.recv(left))
+            if publication is not None:
+                return publication
+
+    async def recv_many(self, max_messages: int, timeout: float | Unset | None = UNSET) -> list[Publication]:
+        """See :meth:`multisocket.protocol.Sub.recv_many`."""
+        first = await self.recv(timeout)
+        if max_messages == 1 or not self.socket.socket._is_readable:
+            return [first]
+        return [first, *self._sub._read_more(max_messages - 1)]
+
+    async def __aiter__(self) -> AsyncIterator[Publication]:
+        while True:
+            try:
+                publication = await self.recv(None)
+            except Closed:
+                return
+            yield publication

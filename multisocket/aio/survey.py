@@ -1,0 +1,56 @@
+"""Surveys for coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from .. import protocol as blocking
+from ..errors import Error
+from ..message import CONTROL, Message
+from ..protocol.answers import HEAD_SIZE
+from ..protocol.survey import DEADLINE
+from .answers import Answers, Asker
+from .protocol import Protocol
+from .reqrep import Rep
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class Surveyor(Protocol):
+    """See :class:`multisocket.protocol.Surveyor`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(blocking.Surveyor(**options))
+        self._answers = Answers(self.socket)
+
+    async def survey(self, content: ReadableBuffer, deadline: float = DEADLINE) -> AsyncIterator[bytes]:
+        """See :meth:`multisocket.protocol.Surveyor.survey`; for ``async for``, which also asks the question."""
+        end = time.monotonic() + deadline
+        responses: asyncio.Queue[Message | Error] = asyncio.Queue()
+        head = self._answers.expect(Asker(responses.put_nowait, responses.put_nowait))
+        try:
+            await self.socket.send_all(head + content, deadline)
+            while (left := end - time.monotonic()) > 0:
+                try:
+                    response = await asyncio.wait_for(responses.get(), left)
+                except asyncio.TimeoutError:
+                    return
+                if isinstance(response, Error):
+                    raise response
+                if not response.flags & CONTROL:
+                    yield response.content[HEAD_SIZE:]
+        finally:
+            self._answers.forget(head)
+
+
+class Respondent(Rep):
+    """See :class:`multisocket.protocol.Respondent`."""
+
+    async def _answer(self, request: Any) -> None:
+        content = await self._handled(request.content)
+        if content is not None:
+            await request.reply(content)
