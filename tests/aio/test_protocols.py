@@ -233,19 +233,22 @@ def test_a_blocking_publisher(address: str) -> None:
 
 def test_surveys(address: str) -> None:
     async def main() -> None:
-        async with aio.Surveyor() as surveyor, aio.Respondent(lambda content: content * 2) as quick:
-            async with aio.Respondent(lambda content: None) as silent:
-                await surveyor.listen(address)
-                for respondent in (quick, silent):
-                    await respondent.dial(address)
-                    respondent.start()
-                await until(lambda: len(surveyor.socket.pipes) == 2)
-                assert [response async for response in surveyor.survey(b"x", 0.2)] == [b"xx"]
-                both = [surveyor.survey(b"%d" % i, DEADLINE) for i in range(2)]
-                assert [await survey.__anext__() for survey in both] == [b"00", b"11"]
-                for survey in both:
-                    await survey.aclose()
-                assert not surveyor._answers._askers
+        async with (
+            aio.Surveyor() as surveyor,
+            aio.Respondent(lambda content: content * 2) as quick,
+            aio.Respondent(lambda content: None) as silent,
+        ):
+            await surveyor.listen(address)
+            for respondent in (quick, silent):
+                await respondent.dial(address)
+                respondent.start()
+            await until(lambda: len(surveyor.socket.pipes) == 2)
+            assert [response async for response in surveyor.survey(b"x", 0.2)] == [b"xx"]
+            both = [surveyor.survey(b"%d" % i, DEADLINE) for i in range(2)]
+            assert [await survey.__anext__() for survey in both] == [b"00", b"11"]
+            for survey in both:
+                await survey.aclose()
+            assert not surveyor._answers._askers
 
     run(main())
 

@@ -1,4 +1,4 @@
-"""The native core without Python: threads, crash points, corrupt memory (stress.c, crash.c, arena.c, wire.c)."""
+"""The native core without Python: threads, crash points, corrupt memory."""
 
 from __future__ import annotations
 
