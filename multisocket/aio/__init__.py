@@ -8,10 +8,11 @@ from .pipeline import Pull, Push
 from .pubsub import Pub, Sub
 from .reqrep import Rep, Req, Request
 from .socket import Socket
+from .stream import ByteStream, Stream
 from .survey import Respondent, Surveyor
 from .switch import Switch, switch
 
 __all__ = [
-    "Bus", "Pair", "Pub", "Pull", "Push", "Rep", "Req", "Request", "Respondent", "Socket", "Sub", "Surveyor",
-    "Switch", "switch",
+    "Bus", "ByteStream", "Pair", "Pub", "Pull", "Push", "Rep", "Req", "Request", "Respondent", "Socket", "Stream",
+    "Sub", "Surveyor", "Switch", "switch",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ class Bus(Receiving):
     """See :class:`multisocket.protocol.Bus`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(blocking.Bus(**options))
+        super().__init__(blocking.Bus(**options).socket)
 
     async def send(self, content: ReadableBuffer, timeout: float | Unset | None = UNSET) -> int:
         """See :meth:`multisocket.protocol.Bus.send`."""

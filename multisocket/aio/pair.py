@@ -12,4 +12,4 @@ class Pair(Sending, Receiving):
     """See :class:`multisocket.protocol.Pair`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(blocking.Pair(**options))
+        super().__init__(blocking.Pair(**options).socket)

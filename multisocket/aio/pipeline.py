@@ -12,11 +12,11 @@ class Push(Sending):
     """See :class:`multisocket.protocol.Push`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(blocking.Push(**options))
+        super().__init__(blocking.Push(**options).socket)
 
 
 class Pull(Receiving):
     """See :class:`multisocket.protocol.Pull`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(blocking.Pull(**options))
+        super().__init__(blocking.Pull(**options).socket)

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import socket as blocking
 from ..connector import Dialer, Listener
 from ..errors import Closed
-from ..protocol.protocol import Protocol as Blocking
 from ..shm import UNSET, Unset
 from .socket import Socket
 
@@ -21,11 +21,11 @@ Self = TypeVar("Self", bound="Protocol")
 class Protocol:
     """A Socket under certain rules, for coroutines. ``async with`` closes it.
 
-    :param blocking: the same protocol for threads: what it remembers and how its messages look.
+    :param sock: that Socket.
     """
 
-    def __init__(self, blocking: Blocking) -> None:
-        self.socket = Socket.of(blocking.socket)
+    def __init__(self, sock: blocking.Socket) -> None:
+        self.socket = Socket.of(sock)
         """Its Socket: an :class:`multisocket.aio.Socket`."""
 
     async def listen(self, address: str, **options: Any) -> Listener:

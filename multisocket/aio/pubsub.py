@@ -22,7 +22,7 @@ class Pub(Protocol):
     def __init__(self, *, slow: str = DROP_NEWEST, backlog: int = 1000, **options: Any) -> None:
         self._pub = blocking.Pub(slow=slow, backlog=backlog, **options)
         self._blocks = slow == BLOCK
-        super().__init__(self._pub)
+        super().__init__(self._pub.socket)
 
     async def send(self, topic: bytes | str, content: ReadableBuffer, timeout: float | Unset | None = UNSET) -> int:
         """See :meth:`multisocket.protocol.Pub.send`."""
@@ -66,7 +66,7 @@ class Sub(Protocol):
 
     def __init__(self, topics: Iterable[bytes | str] = (), **options: Any) -> None:
         self._sub = blocking.Sub(topics, **options)
-        super().__init__(self._sub)
+        super().__init__(self._sub.socket)
 
     @property
     def topics(self) -> set[bytes]:

@@ -33,7 +33,7 @@ class Req(Protocol):
 
     def __init__(self, *, resend: float | None = None, **options: Any) -> None:
         req = blocking.Req(resend=resend, **options)
-        super().__init__(req)
+        super().__init__(req.socket)
         self._resender = req._resender
         self._answers = Answers(self.socket)
 
@@ -120,7 +120,7 @@ class Rep(Protocol):
     """
 
     def __init__(self, handler: Handler | None = None, *, workers: int = 100, **options: Any) -> None:
-        super().__init__(blocking.Rep(None, workers=workers, **options))
+        super().__init__(blocking.Rep(None, workers=workers, **options).socket)
         self._handler = handler
         self._workers = workers
         self._tasks: list[asyncio.Task[None]] = []

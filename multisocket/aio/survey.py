@@ -24,7 +24,7 @@ class Surveyor(Protocol):
     """See :class:`multisocket.protocol.Surveyor`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(blocking.Surveyor(**options))
+        super().__init__(blocking.Surveyor(**options).socket)
         self._answers = Answers(self.socket)
 
     async def survey(self, content: ReadableBuffer, deadline: float = DEADLINE) -> AsyncIterator[bytes]:

@@ -1,0 +1,348 @@
+"""What a stream of bytes over a Socket is made of: its messages, and what each end remembers. No thread waits here, so
+streams for threads and for coroutines are both made of this.
+
+Each end gives a stream a number (u32) of its own. All numbers are big-endian.
+
+    data       to u32 | from u32 | bytes                           not a control message
+    control    kind u8 | to u32 | from u32 | what the kind needs
+
+    OPEN       from: the opener's number; to: 0; window u32: bytes that may be sent to it
+    ACCEPT     window u32: the answer
+    CREDIT     n u32: so many bytes more may be sent
+    END        nothing more is sent
+    CLOSE      nothing more is sent or read
+    RESET      reason: there is no such stream (any more)
+    PROBE      are you there?
+    ALIVE      yes
+
+Whoever has read half a window gives it back as credit, so a reader that is slow makes its writer wait, and nobody else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..message import CONTROL, TO_DESTINATION, TO_ONE, Message
+
+OPEN, ACCEPT, CREDIT, END, CLOSE, RESET, PROBE, ALIVE = range(1, 9)
+
+_IDS = struct.Struct(">II")
+_CONTROL = struct.Struct(">BII")
+_NUMBER = struct.Struct(">I")
+
+MOST_DATA = 1 << 16
+"""Bytes of one message."""
+
+_MOST_CREDIT = 0xFFFFFFFF
+_MOST_REASON = 500
+
+# Seconds between two looks for silent peers, at least.
+_LEAST_LOOK = 0.01
+
+Path = tuple[int, ...]
+
+
+@dataclass
+class KeepAlive:
+    """When a silent peer is asked whether it is there.
+
+    :param idle: seconds of silence before the first probe.
+    :param interval: seconds between probes.
+    :param probes: without answer, until the stream is broken.
+    """
+
+    idle: float
+    interval: float
+    probes: int
+
+
+class Flow:
+    """One end of a stream.
+
+    :param number: ours.
+    :param window: bytes that may wait here to be read.
+    :param now: on the monotonic clock.
+    """
+
+    def __init__(self, number: int, window: int, now: float) -> None:
+        self.number = number
+        self.window = window
+        self.path: Path = ()
+        self.theirs = 0
+        """The peer's number; 0 until it has accepted."""
+        self.credit = 0
+        """Bytes that may be sent."""
+        self.is_ended = False
+        """Nothing more comes."""
+        self.is_shut = False
+        """We send nothing more."""
+        self.is_deaf = False
+        """The peer reads nothing more."""
+        self.reason: str | None = None
+        """Why it is broken."""
+        self.changed: Callable[[], None] = _nobody
+        """Called after each change that somebody may wait for."""
+        self.heard = now
+        self.probes = 0
+        self._came = bytearray()
+        # Bytes read since the peer was last given credit.
+        self._taken = 0
+
+    # --- what somebody waits for ---
+
+    @property
+    def is_open(self) -> bool:
+        """The peer has accepted it, or will not any more."""
+        return self.theirs != 0 or self.reason is not None
+
+    @property
+    def is_readable(self) -> bool:
+        """There are bytes, or there will be none."""
+        return len(self._came) > 0 or self.is_ended
+
+    @property
+    def is_writable(self) -> bool:
+        """Bytes may be sent, or may not any more."""
+        return self.credit > 0 or self.is_deaf or self.is_shut
+
+    @property
+    def is_over(self) -> bool:
+        """In both directions."""
+        return self.is_ended and (self.is_deaf or self.is_shut)
+
+    # --- bytes ---
+
+    def take_into(self, target: memoryview) -> int:
+        """Fills it as far as there are bytes; how many."""
+        n = min(len(target), len(self._came))
+        with memoryview(self._came) as came:
+            target[:n] = came[:n]
+        del self._came[:n]
+        self._taken += n
+        return n
+
+    @property
+    def available(self) -> int:
+        """Bytes that wait to be read."""
+        return len(self._came)
+
+    def earned(self) -> int:
+        """Credit that the peer is to be given now; 0: not yet."""
+        if self._taken * 2 < self.window or self.is_ended:
+            return 0
+        earned, self._taken = self._taken, 0
+        return earned
+
+    def not_given(self, credit: int) -> None:
+        """It could not be told of."""
+        self._taken += credit
+
+    def reserve(self, n: int) -> int:
+        """Takes credit for up to ``n`` bytes of one message."""
+        n = min(n, self.credit, MOST_DATA)
+        self.credit -= n
+        return n
+
+    # --- what comes ---
+
+    def arrived(self, data: memoryview) -> bool:
+        """False: more than was allowed."""
+        if self.is_ended or len(self._came) + self._taken + len(data) > self.window:
+            return False
+        self._came += data
+        return True
+
+    def given(self, credit: int) -> bool:
+        """False: more than there can be."""
+        self.credit += credit
+        return self.credit <= _MOST_CREDIT
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self.is_ended = True
+
+    def fail(self, reason: str) -> None:
+        """It is broken: what came can still be read."""
+        if self.reason is None and not self.is_over:
+            self.reason = reason
+        self.is_ended = self.is_deaf = True
+
+    def drop(self) -> None:
+        """What came is not read any more."""
+        self._came.clear()
+
+
+def _nobody() -> None:
+    pass
+
+
+class Flows:
+    """All streams through one Socket. Whoever uses it sees to it that only one thread does at a time.
+
+    :param window: bytes that may wait at this end of each.
+    :param backlog: streams that peers have opened and nobody has accepted, at most.
+    :param keep_alive: of all.
+    """
+
+    def __init__(self, window: int, backlog: int, keep_alive: KeepAlive) -> None:
+        self._window = window
+        self._most_waiting = backlog
+        self._keep_alive = keep_alive
+        self._flows: dict[int, Flow] = {}
+        self._numbers = itertools.count(random.randrange(1, 1 << 31))
+        self._waiting: deque[Flow] = deque()
+        self.offered: Callable[[], None] = _nobody
+        """Called when a peer has opened a stream."""
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(list(self._flows.values()))
+
+    # --- our wishes: each gives the message that tells the peer ---
+
+    def open(self, now: float) -> tuple[Flow, Message]:
+        """A new stream to some peer."""
+        flow = self._new(now)
+        body = _CONTROL.pack(OPEN, 0, flow.number) + _NUMBER.pack(flow.window)
+        return flow, Message(body, send_type=TO_ONE, flags=CONTROL)
+
+    def accept(self) -> Flow | None:
+        """The next stream that a peer has opened, if there is one. It is to be told by ``accepted``."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def accepted(self, flow: Flow) -> Message:
+        """Tells that peer."""
+        return control(flow, ACCEPT, _NUMBER.pack(flow.window))
+
+    def forget(self, flow: Flow) -> None:
+        """Nobody uses it any more."""
+        self._flows.pop(flow.number, None)
+        flow.drop()
+
+    def _new(self, now: float) -> Flow:
+        number = next(self._numbers) & 0xFFFFFFFF
+        while number == 0 or number in self._flows:
+            number = next(self._numbers) & 0xFFFFFFFF
+        flow = self._flows[number] = Flow(number, self._window, now)
+        return flow
+
+    # --- what comes ---
+
+    def heard(self, msg: Message, now: float) -> Message | None:
+        """A message has come. The answer need not get there: it is asked for again, or missed later."""
+        body = memoryview(msg.content)
+        kind, head = (body[0], _CONTROL.size) if msg.flags & CONTROL and body else (0, _IDS.size)
+        if len(body) < head or bool(msg.flags & CONTROL) != bool(kind):
+            return None
+        ours, theirs = _IDS.unpack_from(body, head - _IDS.size)
+        if kind == OPEN:
+            return self._opened(msg.source, theirs, body[head:], now)
+        flow = self._flows.get(ours)
+        if flow is not None and kind == ACCEPT and not flow.path:
+            flow.path, flow.theirs = msg.source, theirs
+        if flow is None or flow.path != msg.source or flow.theirs != theirs:
+            return None if kind == RESET else _reset(msg.source, theirs, ours, "there is no such stream")
+        flow.heard, flow.probes = now, 0
+        if kind == PROBE:
+            return control(flow, ALIVE)
+        return self._told(flow, kind, body[head:])
+
+    def _opened(self, path: Path, theirs: int, rest: memoryview, now: float) -> Message | None:
+        if len(rest) != _NUMBER.size or not theirs or not path:
+            return None
+        if len(self._waiting) >= self._most_waiting:
+            return _reset(path, theirs, 0, f"{self._most_waiting} streams wait there to be accepted already")
+        flow = self._new(now)
+        flow.path, flow.theirs = path, theirs
+        (flow.credit,) = _NUMBER.unpack(rest)
+        self._waiting.append(flow)
+        self.offered()
+        return None
+
+    def _told(self, flow: Flow, kind: int, rest: memoryview) -> Message | None:
+        is_good = True
+        if kind == 0:
+            is_good = flow.arrived(rest)
+        elif kind in (ACCEPT, CREDIT):
+            is_good = len(rest) == _NUMBER.size and flow.given(*_NUMBER.unpack(rest))
+        elif kind == END:
+            flow.end()
+        elif kind == CLOSE:
+            flow.end()
+            flow.is_deaf = True
+        elif kind == RESET:
+            flow.fail(bytes(rest[:_MOST_REASON]).decode(errors="replace"))
+        answer = None
+        if not is_good:
+            flow.fail("the peer has not kept to the rules of streams")
+            answer = _reset(flow.path, flow.theirs, flow.number, "more came than was allowed")
+        flow.changed()
+        return answer
+
+    # --- peers that are gone ---
+
+    def pipe_closed(self, pipe: int) -> None:
+        """Whoever was reached through it is gone."""
+        for flow in self:
+            if flow.path[:1] == (pipe,):
+                self._break(flow, "the peer is gone")
+        self._waiting = deque(flow for flow in self._waiting if flow.path[0] != pipe)
+
+    def fail_all(self, reason: str) -> None:
+        """All are broken."""
+        for flow in self:
+            self._break(flow, reason)
+
+    def _break(self, flow: Flow, reason: str) -> None:
+        flow.fail(reason)
+        flow.changed()
+
+    def look(self, now: float) -> list[Message]:
+        """Finds out who is silent for too long; the probes to be sent, which need not get there."""
+        probes = []
+        for flow in self:
+            silent = now - flow.heard
+            if not flow.theirs or flow.is_over or silent < self._due(flow):
+                continue
+            if flow.probes >= self._keep_alive.probes:
+                self._break(flow, f"the peer did not answer for {silent:.1f} s")
+                continue
+            flow.probes += 1
+            probes.append(control(flow, PROBE))
+        return probes
+
+    def next_look(self, now: float) -> float | None:
+        """Seconds until :meth:`look` is due; None: there is nothing to look at."""
+        dues = [flow.heard + self._due(flow) - now for flow in self]
+        return max(self._keep_alive.interval / 4, _LEAST_LOOK, min(dues)) if dues else None
+
+    def _due(self, flow: Flow) -> float:
+        return self._keep_alive.idle + flow.probes * self._keep_alive.interval
+
+
+def control(flow: Flow, kind: int, rest: bytes = b"") -> Message:
+    """A control message to the other end."""
+    body = _CONTROL.pack(kind, flow.theirs, flow.number) + rest
+    return Message(body, send_type=TO_DESTINATION, destination=flow.path, flags=CONTROL)
+
+
+def credit(flow: Flow, n: int) -> Message:
+    """So many bytes more may be sent."""
+    return control(flow, CREDIT, _NUMBER.pack(n))
+
+
+def data(flow: Flow, content: memoryview) -> bytes:
+    """The body of a message with bytes."""
+    return _IDS.pack(flow.theirs, flow.number) + content
+
+
+def _reset(path: Path, to: int, number: int, reason: str) -> Message:
+    body = _CONTROL.pack(RESET, to, number) + reason.encode()
+    return Message(body, send_type=TO_DESTINATION, destination=path, flags=CONTROL)
