@@ -245,7 +245,7 @@ class Flows:
         if kind == OPEN:
             return self._opened(msg.source, theirs, body[head:], now)
         flow = self._flows.get(ours)
-        if flow is not None and kind == ACCEPT and not flow.path:
+        if flow is not None and kind in (ACCEPT, RESET) and not flow.path:
             flow.path, flow.theirs = msg.source, theirs
         if flow is None or flow.path != msg.source or flow.theirs != theirs:
             return None if kind == RESET else _reset(msg.source, theirs, ours, "there is no such stream")

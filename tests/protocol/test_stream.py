@@ -1,0 +1,476 @@
+"""Streams of bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import signal
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import multisocket as ms
+from conftest import DEADLINE, Processes, wait_until
+from multisocket.message import CONTROL, TO_DESTINATION
+from multisocket.protocol import ByteStream, Stream, switch
+
+Start = Callable[..., threading.Thread]
+
+
+@contextmanager
+def connected(address: str, **options: Any) -> Iterator[tuple[Stream, Stream]]:
+    options = {"send_stop_timeout": 0.0, **options}
+    with Stream(**options) as server, Stream(**options) as client:
+        server.listen(address)
+        client.dial(address)
+        wait_until(lambda: server.socket.pipes, "both are connected")
+        yield server, client
+
+
+def both(server: Stream, client: Stream) -> tuple[ByteStream, ByteStream]:
+    """The two ends of a new stream."""
+    ours: list[ByteStream] = []
+    thread = threading.Thread(target=lambda: ours.append(client.connect(timeout=DEADLINE)))
+    thread.start()
+    theirs = server.accept(DEADLINE)
+    thread.join(DEADLINE)
+    for end in (theirs, ours[0]):
+        end.settimeout(DEADLINE)
+    return theirs, ours[0]
+
+
+def write_all(stream: ByteStream, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def read_exactly(stream: ByteStream, n: int) -> bytes:
+    got = b""
+    while len(got) < n:
+        part = stream.read(n - len(got))
+        assert part, "the end came early"
+        got += part
+    return got
+
+
+def test_bytes_both_ways(address: str) -> None:
+    with connected(address) as (server, client):
+        theirs, ours = both(server, client)
+        with theirs, ours:
+            assert ours.write(b"question") == 8
+            assert read_exactly(theirs, 8) == b"question"
+            theirs.write(b"answer")
+            assert read_exactly(ours, 6) == b"answer"
+            server_side, client_side = both(client, server)  # the listening side may open, too
+            client_side.write(b"x")
+            assert server_side.read(5) == b"x"
+            server_side.close()
+            client_side.close()
+
+
+def test_much_of_it(address: str, threads: Start) -> None:
+    content = os.urandom(1 << 20) * 5
+    with connected(address) as (server, client):
+        theirs, ours = both(server, client)
+
+        def echo() -> None:
+            while part := theirs.read(1 << 16):
+                write_all(theirs, part)
+            theirs.shutdown_write()
+
+        def send() -> None:
+            write_all(ours, content)
+            ours.shutdown_write()
+
+        threads(echo)
+        threads(send)
+        got = ours.readall()
+        assert hashlib.sha256(got).digest() == hashlib.sha256(content).digest()
+        assert ours.reason is None
+        assert theirs.reason is None
+
+
+def test_as_a_file(address: str) -> None:
+    with connected(address) as (server, client):
+        theirs, ours = both(server, client)
+        file, other = io.BufferedRWPair(theirs, theirs), io.BufferedRWPair(ours, ours)
+        other.write(b"one\ntwo\n" + b"x" * 100000 + b"\n")
+        other.flush()
+        assert [file.readline() for _ in range(3)] == [b"one\n", b"two\n", b"x" * 100000 + b"\n"]
+        text = io.TextIOWrapper(io.BufferedReader(ours), encoding="utf-8")
+        file.write("grüß\ngott\n".encode())
+        file.flush()
+        theirs.shutdown_write()
+        assert list(text) == ["grüß\n", "gott\n"]
+        assert theirs.readable()
+        assert theirs.writable()
+        assert not theirs.seekable()
+        assert pytest.raises(io.UnsupportedOperation, theirs.seek, 0)
+        text.close()
+        theirs.close()
+
+
+def test_many_at_once(address: str, threads: Start) -> None:
+    with connected(address) as (server, client):
+
+        def serve() -> None:
+            for _ in range(50):
+                stream = server.accept(DEADLINE)
+                threading.Thread(target=answer, args=(stream,)).start()
+
+        def answer(stream: ByteStream) -> None:
+            with stream:
+                stream.settimeout(DEADLINE)
+                write_all(stream, stream.readall()[::-1])
+                stream.shutdown_write()
+
+        right = []
+
+        def ask(number: int) -> None:
+            content = b"%d" % number * 1000
+            with client.connect(timeout=DEADLINE) as stream:
+                stream.settimeout(DEADLINE)
+                write_all(stream, content)
+                stream.shutdown_write()
+                right.append(stream.readall() == content[::-1])
+
+        threads(serve)
+        asking = [threads(ask, number) for number in range(50)]
+        for thread in asking:
+            thread.join(DEADLINE)
+        assert right == [True] * 50
+        wait_until(lambda: len(client._flows) == len(server._flows) == 0, "nothing is kept of those that are closed")
+
+
+def test_a_writer_waits_for_a_slow_reader_and_nobody_else_does(address: str) -> None:
+    with connected(address, window=10000) as (server, client):
+        theirs, ours = both(server, client)
+        other_theirs, other_ours = both(server, client)
+        ours.settimeout(0.05)
+        assert sum(ours.write(b"x" * 3000) for _ in range(4)) == 10000
+        with pytest.raises(ms.Timeout, match="read nothing"):
+            ours.write(b"x")
+        other_ours.write(b"goes on")
+        assert read_exactly(other_theirs, 7) == b"goes on"
+        ours.settimeout(DEADLINE)
+        assert read_exactly(theirs, 6000) == b"x" * 6000
+        assert ours.write(b"y") == 1
+        assert read_exactly(theirs, 4001) == b"x" * 4000 + b"y"
+
+
+def test_half_close(address: str) -> None:
+    with connected(address) as (server, client):
+        theirs, ours = both(server, client)
+        ours.write(b"all")
+        ours.shutdown_write()
+        ours.shutdown_write()
+        assert theirs.readall() == b"all"
+        assert theirs.read(1) == b""
+        with pytest.raises(ms.BrokenPath, match="shutdown_write"):
+            ours.write(b"x")
+        write_all(theirs, b"still")
+        theirs.close()
+        assert ours.readall() == b"still"
+        assert ours.reason is None
+
+
+def test_close_is_the_end_for_the_peer(address: str) -> None:
+    with connected(address) as (server, client):
+        theirs, ours = both(server, client)
+        ours.write(b"last words")
+        ours.close()
+        ours.close()
+        assert theirs.readall() == b"last words"
+        with pytest.raises(ms.BrokenPath, match="closed"):
+            theirs.write(b"x")
+        assert theirs.reason is None
+        for call in (lambda: ours.read(1), lambda: ours.write(b"x"), ours.shutdown_write):
+            with pytest.raises(ValueError, match="closed"):
+                call()
+
+
+def test_a_waiting_read_ends_with_the_peers_close(address: str, threads: Start) -> None:
+    with connected(address) as (server, client):
+        theirs, ours = both(server, client)
+        got: list[bytes] = []
+        thread = threads(lambda: got.append(theirs.readall()))
+        ours.close()
+        thread.join(DEADLINE)
+        assert got == [b""]
+
+
+@pytest.mark.parametrize("who", ["server", "client"])
+def test_closing_the_protocol_ends_its_streams(address: str, threads: Start, who: str) -> None:
+    with connected(address) as (server, client):
+        theirs, ours = both(server, client)
+        ours.write(b"x")
+        assert theirs.read(1) == b"x"
+        errors: list[BaseException] = []
+
+        def accept() -> None:
+            try:
+                server.accept()
+            except ms.Closed as error:
+                errors.append(error)
+
+        waiting = threads(accept)
+        reading = threads(theirs.readall)
+        (server if who == "server" else client).close()
+        reading.join(DEADLINE)
+        assert not reading.is_alive()
+        assert ours.readall() == b""
+        for end in (ours, theirs):
+            with pytest.raises((ms.Closed, ms.BrokenPath)):
+                end.write(b"x")
+        server.close()
+        waiting.join(DEADLINE)
+        assert errors
+        with pytest.raises(ms.Closed):
+            server.accept(0)
+
+
+def _write_and_wait(address: str, ready: Any) -> None:
+    with Stream() as client:
+        client.dial(address)
+        stream = client.connect()
+        write_all(stream, b"x" * 100000)
+        ready.set()
+        threading.Event().wait(DEADLINE)
+
+
+def _event() -> Any:
+    import multiprocessing
+
+    return multiprocessing.get_context("fork").Event()
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_a_killed_peer_ends_the_stream_after_what_it_had_sent(folder: Path, processes: Processes, scheme: str) -> None:
+    with Stream() as server:
+        address = server.listen(f"ipc://{folder}/s" if scheme == "ipc" else "tcp://127.0.0.1:0").address
+        ready = _event()
+        peer = processes.start(_write_and_wait, address, ready)
+        stream = server.accept(DEADLINE)
+        stream.settimeout(DEADLINE)
+        assert read_exactly(stream, 10) == b"x" * 10
+        assert ready.wait(DEADLINE)
+        peer.kill()
+        if scheme == "ipc":
+            assert stream.readall() == b"x" * 99990
+        else:
+            assert set(stream.readall()) == {ord("x")}
+        assert stream.reason is not None
+        with pytest.raises(ms.BrokenPath, match="gone"):
+            stream.write(b"y")
+        stream.close()
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_a_silent_peer_is_given_up(folder: Path, processes: Processes, scheme: str) -> None:
+    options: dict[str, Any] = {"idle_time": 0.2, "probe_interval": 0.1, "probes": 3}
+    with Stream(**options) as server:
+        address = server.listen(f"ipc://{folder}/s" if scheme == "ipc" else "tcp://127.0.0.1:0").address
+        ready, other_ready = _event(), _event()
+        silent = processes.start(_write_and_wait, address, ready)
+        first = server.accept(DEADLINE)
+        alive = processes.start(_write_and_wait, address, other_ready)
+        second = server.accept(DEADLINE)
+        for stream in (first, second):
+            stream.settimeout(DEADLINE)
+            read_exactly(stream, 100000)
+        assert ready.wait(DEADLINE)
+        os.kill(silent.pid, signal.SIGSTOP)
+        assert first.readall() == b""
+        assert first.reason is not None
+        assert "did not answer" in first.reason
+        assert second.reason is None
+        second.write(b"x")
+        for process in (silent, alive):
+            process.kill()
+            process.join()
+        for stream in (first, second):
+            stream.close()
+
+
+def test_nobody_accepts(address: str) -> None:
+    with connected(address) as (server, client):
+        with pytest.raises(ms.Timeout, match="accepted"):
+            client.connect(timeout=0.05)
+        # It is over when it is accepted at last.
+        stream = server.accept(DEADLINE)
+        stream.settimeout(DEADLINE)
+        assert stream.readall() == b""
+        with pytest.raises(ms.Timeout, match="opened"):
+            server.accept(0.01)
+
+
+def test_too_many_wait_to_be_accepted(address: str, threads: Start) -> None:
+    with connected(address, backlog=2) as (server, client):
+        opened: list[ByteStream] = []
+        waiting = [threads(lambda: opened.append(client.connect(timeout=DEADLINE))) for _ in range(2)]
+        wait_until(lambda: len(server._flows) == 2, "both wait")
+        with pytest.raises(ms.ConnectionRefused, match="wait there"):
+            client.connect(timeout=DEADLINE)
+        accepted = [server.accept(DEADLINE) for _ in range(2)]
+        for thread in waiting:
+            thread.join(DEADLINE)
+        assert len(opened) == len(accepted) == 2
+
+
+def _relay(front: str, back: str) -> contextlib.ExitStack:
+    """A node between two addresses: listens at the one, dials the other."""
+    stack = contextlib.ExitStack()
+    near, far = ms.Socket(send_stop_timeout=0), ms.Socket(send_stop_timeout=0)
+    near.listen(front)
+    far.dial(back)
+    stack.enter_context(switch(near, far))
+    return stack
+
+
+def test_through_switches(folder: Path, threads: Start) -> None:
+    addresses = [f"inproc://{folder.name}", f"ipc://{folder}/s"]
+    with Stream() as server, Stream() as client:
+        addresses.append(server.listen("tcp://127.0.0.1:0").address)
+        with _relay(addresses[1], addresses[2]), _relay(addresses[0], addresses[1]):
+            client.dial(addresses[0])
+            theirs, ours = both(server, client)
+            assert len(ours.peer) == len(theirs.peer) == 3
+            content = os.urandom(1 << 20)
+
+            def send() -> None:
+                write_all(ours, content)
+                ours.shutdown_write()
+
+            threads(send)
+            assert theirs.readall() == content
+            write_all(theirs, b"back")
+            theirs.shutdown_write()
+            assert ours.readall() == b"back"
+
+
+def test_only_where_it_was_made(ipc: str, processes: Processes) -> None:
+    with connected(ipc) as (server, client):
+        theirs, _ = both(server, client)
+
+        def child() -> None:
+            for call in (client.connect, server.accept, lambda: theirs.read(1)):
+                with pytest.raises(ms.NotSupported):
+                    call()
+
+        processes.join(processes.start(child))
+        with pytest.raises(ms.NotSupported):
+            pickle.dumps(server)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"window": 0}, {"backlog": 0}, {"idle_time": -1}, {"probe_interval": "x"}, {"probes": 0}, {"no_such": 1}],
+)
+def test_bad_options(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ms.BadOption):
+        Stream(**wrong)
+
+
+def test_connect_with_an_address_is_that_of_all_protocols(address: str) -> None:
+    with Stream() as server, Stream() as client:
+        server.connect(f"{address}#listen")
+        client.connect(address)
+        theirs, ours = both(server, client)
+        ours.write(b"x")
+        assert theirs.read(1) == b"x"
+
+
+# --- peers that do not keep to the rules ---
+
+OPEN, ACCEPT, CREDIT, RESET = 1, 2, 3, 6
+
+
+@contextmanager
+def raw_peer(**options: Any) -> Iterator[tuple[Stream, ms.Socket, ByteStream, int]]:
+    """A Stream, a Socket that speaks to it by hand, a stream between the two and its number there."""
+    name = f"inproc://raw-{os.getpid()}-{time.monotonic_ns()}"
+    with Stream(**options) as server, ms.Socket(recv_timeout=DEADLINE) as peer:
+        server.listen(name)
+        peer.dial(name)
+        peer.send_msg(ms.Message(struct.pack(">BIII", OPEN, 0, 7, 1000), flags=CONTROL))
+        stream = server.accept(DEADLINE)
+        stream.settimeout(DEADLINE)
+        kind, to, number, _ = struct.unpack(">BIII", peer.recv())
+        assert (kind, to) == (ACCEPT, 7)
+        yield server, peer, stream, number
+
+
+def control(peer: ms.Socket, body: bytes) -> None:
+    path = (peer.pipes[0].id,)
+    peer.send_msg(ms.Message(body, send_type=TO_DESTINATION, destination=path, flags=CONTROL))
+
+
+def test_more_than_the_window_breaks_the_stream() -> None:
+    with raw_peer(window=100) as (_, peer, stream, number):
+        peer.send(struct.pack(">II", number, 7) + b"x" * 40)
+        assert read_exactly(stream, 40) == b"x" * 40  # too little to be given credit for
+        peer.send(struct.pack(">II", number, 7) + b"x" * 61)
+        assert stream.readall() == b""
+        assert "rules" in str(stream.reason)
+        assert peer.recv()[0] == RESET
+
+
+def test_others_cannot_speak_for_the_peer() -> None:
+    with raw_peer() as (server, peer, stream, number), ms.Socket(recv_timeout=DEADLINE) as thief:
+        thief.dial(server.socket.pipes[0].address)
+        thief.send(struct.pack(">II", number, 7) + b"stolen")
+        assert thief.recv()[0] == RESET
+        peer.send(struct.pack(">II", number, 8) + b"wrong number")
+        assert peer.recv()[0] == RESET
+        peer.send(struct.pack(">II", number, 7) + b"right")
+        assert stream.read(100) == b"right"
+
+
+def test_too_much_credit_breaks_the_stream() -> None:
+    with raw_peer() as (_, peer, stream, number):
+        control(peer, struct.pack(">BIII", CREDIT, number, 7, 0xFFFFFFFF))
+        assert stream.readall() == b""
+        assert "rules" in str(stream.reason)
+
+
+def test_resets_are_not_answered() -> None:
+    with raw_peer() as (_, peer, stream, number):
+        control(peer, struct.pack(">BII", RESET, 12345, 7) + b"why")
+        control(peer, struct.pack(">BII", RESET, number, 7) + b"because")
+        assert stream.readall() == b""
+        assert stream.reason == "because"
+        with pytest.raises(ms.Timeout):
+            peer.recv(0.02)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(bodies=st.lists(st.tuples(st.binary(max_size=40), st.booleans()), max_size=30))
+def test_nonsense_does_no_harm(bodies: list[tuple[bytes, bool]]) -> None:
+    with raw_peer(backlog=3) as (server, peer, _, _):
+        for body, is_control in bodies:
+            if is_control:
+                control(peer, body)
+            else:
+                peer.send(body)
+        opened = threading.Thread(target=lambda: server.connect(timeout=DEADLINE).close())
+        opened.start()
+        while True:
+            body = peer.recv()
+            if len(body) == 13 and body[0] == OPEN:
+                break
+        (number,) = struct.unpack(">I", body[5:9])
+        control(peer, struct.pack(">BIII", ACCEPT, number, 99, 10))
+        opened.join(DEADLINE)
+        assert not opened.is_alive()
