@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Union
 from .. import protocol as blocking
 from ..errors import BadOption, BrokenPath, Closed, Error, Timeout
 from ..message import Message
-from ..protocol.answers import content_of
+from ..protocol.answers import content_of, joined
 from ..protocol.reqrep import TIMEOUT, failure_of, request_of
 from ..shm import UNSET, Unset
 from .answers import Answers, Asker
@@ -61,9 +61,9 @@ class Req(Protocol):
 
     async def _send(self, head: bytes, content: ReadableBuffer, timeout: float | None) -> None:
         if self._resender is not None:
-            self._resender.post(head, head + content)
+            self._resender.post(head, joined(head, content))
             return
-        await self.socket.send(head + content, timeout)
+        await self.socket.send(joined(head, content), timeout)
 
 
 def _asker(reply: asyncio.Future[Message]) -> Asker:
@@ -101,7 +101,7 @@ class Request:
 
     async def reply(self, content: ReadableBuffer, timeout: float | Unset | None = UNSET) -> None:
         """See :meth:`multisocket.protocol.Request.reply`."""
-        await self._socket.send_to(self._request._source, self._request._head + content, timeout)
+        await self._socket.send_to(self._request._source, joined(self._request._head, content), timeout)
 
     async def fail(self, error: BaseException | str, timeout: float | Unset | None = UNSET) -> None:
         """See :meth:`multisocket.protocol.Request.fail`."""
@@ -177,7 +177,7 @@ class Rep(Protocol):
             return await request.fail(error)
         try:
             await request.reply(content)
-        except TypeError as error:  # no buffer
+        except (TypeError, BufferError) as error:
             await request.fail(error)
 
     async def _handled(self, content: bytes) -> Any:

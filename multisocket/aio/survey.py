@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 from .. import protocol as blocking
 from ..errors import Error
 from ..message import CONTROL, Message
-from ..protocol.answers import HEAD_SIZE
+from ..protocol.answers import HEAD_SIZE, joined
 from ..protocol.survey import DEADLINE
 from .answers import Answers, Asker
 from .protocol import Protocol
-from .reqrep import Rep
+from .reqrep import Rep, Request
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+log = logging.getLogger("multisocket")
 
 
 class Surveyor(Protocol):
@@ -33,7 +37,7 @@ class Surveyor(Protocol):
         responses: asyncio.Queue[Message | Error] = asyncio.Queue()
         head = self._answers.expect(Asker(responses.put_nowait, responses.put_nowait))
         try:
-            await self.socket.send_all(head + content, deadline)
+            await self.socket.send_all(joined(head, content), deadline)
             while (left := end - time.monotonic()) > 0:
                 try:
                     response = await asyncio.wait_for(responses.get(), left)
@@ -50,7 +54,11 @@ class Surveyor(Protocol):
 class Respondent(Rep):
     """See :class:`multisocket.protocol.Respondent`."""
 
-    async def _answer(self, request: Any) -> None:
-        content = await self._handled(request.content)
+    async def _answer(self, request: Request) -> None:
+        try:
+            content = await self._handled(request.content)
+        except Exception:
+            log.warning("a handler raised: there is no response", exc_info=True)
+            return
         if content is not None:
             await request.reply(content)

@@ -14,11 +14,14 @@ import itertools
 import random
 import threading
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Closed, Error, NotSupported, RemoteError, Timeout
 from ..message import CONTROL, Message
 from ..socket import Socket
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 HEAD_SIZE = 4
 """Bytes before the content."""
@@ -46,6 +49,12 @@ class Waiter:
         self.is_done = False
         # Locked while it waits: the cheapest thing that a thread can sleep on.
         self.wake: threading.Lock | None = None
+
+
+def joined(head: bytes, content: ReadableBuffer) -> bytes:
+    """A body."""
+    # Not +, which some contents have an own mind about: NumPy's arrays.
+    return b"".join((head, content))
 
 
 def content_of(msg: Message) -> bytes:

@@ -136,7 +136,7 @@ class Pub(LocalProtocol):
         pipes = self._remembered.get(topic)
         if pipes is None:
             pipes = self._who_wants(topic)
-        return pipes, len(topic).to_bytes(2, "big") + topic + content if pipes else b""
+        return pipes, b"".join((len(topic).to_bytes(2, "big"), topic, content)) if pipes else b""
 
     def wait_subscribers(self, n: int, timeout: float | None = None) -> None:
         """Waits until that many peers have subscribed to something: what is sent then reaches them.

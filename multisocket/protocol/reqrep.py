@@ -19,7 +19,7 @@ from ..errors import BadOption, BrokenPath, Closed, Error
 from ..message import CONTROL, TO_DESTINATION, Message
 from ..shm import UNSET, Unset
 from ..socket import Socket
-from .answers import HEAD_SIZE, Answers, Waiter, content_of, wake
+from .answers import HEAD_SIZE, Answers, Waiter, content_of, joined, wake
 from .protocol import LocalProtocol, Protocol
 from .resend import Resender
 
@@ -84,8 +84,8 @@ class Req(LocalProtocol):
 
     def _send(self, head: bytes, content: ReadableBuffer, timeout: float | Unset | None) -> None:
         if self._resender is not None:
-            return self._resender.send(head, head + content, timeout)
-        return self.socket.send(head + content, timeout)
+            return self._resender.send(head, joined(head, content), timeout)
+        return self.socket.send(joined(head, content), timeout)
 
     def _forget(self, head: bytes) -> None:
         self._answers.forget(head)
@@ -164,7 +164,7 @@ class Request:
         :raises BrokenPath: who has asked is gone.
         :raises Timeout, Closed, ContentTooLong, MessageDropped: as ``Socket.send``.
         """
-        self._socket.send_to(self._source, self._head + content, timeout)
+        self._socket.send_to(self._source, joined(self._head, content), timeout)
 
     def fail(self, error: BaseException | str, timeout: float | Unset | None = UNSET) -> None:
         """Answers that it went wrong; who has asked gets :class:`multisocket.RemoteError`. Raises as ``reply``."""
@@ -198,7 +198,7 @@ class Rep(Protocol):
     """
 
     def __init__(
-        self, handler: Callable[[bytes], ReadableBuffer] | None = None, *, workers: int = 1, **options: Any
+        self, handler: Callable[[bytes], ReadableBuffer | None] | None = None, *, workers: int = 1, **options: Any
     ) -> None:
         if not isinstance(workers, int) or workers < 1:
             raise BadOption(f"option workers takes a number of threads, 1 or more, not {workers!r}")
@@ -273,8 +273,8 @@ class Rep(Protocol):
             log.debug("a handler raised", exc_info=True)
             return request.fail(error)
         try:
-            request.reply(content)
-        except TypeError as error:  # no buffer
+            request.reply(content)  # type: ignore[arg-type]
+        except (TypeError, BufferError) as error:
             request.fail(error)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Bodies are those of reqrep; a survey goes to all peers, and its number comes bac
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Timeout
 from ..message import CONTROL, Message
-from .answers import HEAD_SIZE, Answers, Waiter, wake
+from .answers import HEAD_SIZE, Answers, Waiter, joined, wake
 from .protocol import LocalProtocol
-from .reqrep import Rep
+from .reqrep import Rep, Request
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+log = logging.getLogger("multisocket")
 
 DEADLINE = 1.0
 """Seconds that a survey takes, when it does not say."""
@@ -45,7 +48,7 @@ class Surveyor(LocalProtocol):
         survey = _Survey()
         head = self._answers.expect(survey)
         try:
-            self.socket.send_all(head + content, deadline)
+            self.socket.send_all(joined(head, content), deadline)
         except BaseException:
             self._answers.forget(head)
             raise
@@ -93,7 +96,12 @@ class Respondent(Rep):
     """Answers surveys: the same as a :class:`multisocket.protocol.Rep`, but need not. A handler that returns None does
     not answer, and one that raises neither."""
 
-    def _answer(self, request: Any) -> None:
-        content = self._handler(request.content) if self._handler is not None else None
+    def _answer(self, request: Request) -> None:
+        assert self._handler is not None
+        try:
+            content = self._handler(request.content)
+        except Exception:
+            log.warning("a handler raised: there is no response", exc_info=True)
+            return
         if content is not None:
             request.reply(content)

@@ -117,7 +117,8 @@ def test_as_a_file(address: str) -> None:
         assert theirs.readable()
         assert theirs.writable()
         assert not theirs.seekable()
-        assert pytest.raises(io.UnsupportedOperation, theirs.seek, 0)
+        with pytest.raises(io.UnsupportedOperation):
+            theirs.seek(0)
         text.close()
         theirs.close()
 
