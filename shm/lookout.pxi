@@ -43,11 +43,13 @@ cdef class Lookout:
     def watch(self, Endpoint sock not None):
         """Looks out, once, for a message to a Socket, or its end.
 
-        :returns: None;
-False when there is something already; True when it is watched.
+        :returns: True when it is watched, False when there is something already, None: no place for another one.
         """
-        cdef Segment segment = sock.alive()
-        cdef int rc = lookout_watch(&self.l, &segment.seg.inbox)
+        cdef int rc
+        cdef Segment segment = sock.segment
+        if segment is None:
+            return False
+        rc = lookout_watch(&self.l, &segment.seg.inbox)
         if rc == LOOKOUT_FULL:
             return None
         if rc == LOOKOUT_READABLE:
