@@ -1,0 +1,390 @@
+"""Publish and subscribe."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import multisocket as ms
+from conftest import DEADLINE, START_METHODS, Processes, free_port, wait_until
+from multisocket import shm
+from multisocket.message import CONTROL, TO_ALL
+from multisocket.protocol import Pub, Sub, switch
+
+Start = Callable[..., threading.Thread]
+
+
+def connect(pub: Pub, address: str, *subs: Sub) -> None:
+    """All are connected, and what they want is known."""
+    pub.listen(address)
+    for sub in subs:
+        sub.dial(address)
+    pub.wait_subscribers(len(subs), DEADLINE)
+
+
+def drain(sub: Sub) -> list[tuple[bytes, bytes]]:
+    """What is there, up to a publication about the end."""
+    got = []
+    while (publication := sub.recv(DEADLINE)).topic != b"end":
+        got.append(tuple(publication))
+    return got  # type: ignore[return-value]
+
+
+def test_topics_are_prefixes(address: str) -> None:
+    with Pub() as pub, Sub(["a", "end"]) as some, Sub(["ab", b"b", "end"]) as others, Sub([""]) as everything:
+        connect(pub, address, some, others, everything)
+        assert [pub.send(topic, b"%d" % i) for i, topic in enumerate(["a", "abc", "b", "c", b"end"])] == [2, 3, 2, 1, 3]
+        assert drain(some) == [(b"a", b"0"), (b"abc", b"1")]
+        assert drain(others) == [(b"abc", b"1"), (b"b", b"2")]
+        assert drain(everything) == [(b"a", b"0"), (b"abc", b"1"), (b"b", b"2"), (b"c", b"3")]
+        assert pub.socket.stats()["sent"] == 11  # who does not want it is not sent it
+
+
+def test_prefixes_that_overlap_give_one_copy(address: str) -> None:
+    with Pub() as pub, Sub(["", "a", "ab", "a"]) as sub:
+        connect(pub, address, sub)
+        wait_until(lambda: pub.subscribers[0].topics == {b"", b"a", b"ab"}, "all are known")
+        assert pub.send("abc", b"1") == 1
+        pub.send("end", b"")
+        assert drain(sub) == [(b"abc", b"1")]
+
+
+def test_subscribing_and_unsubscribing_at_any_time(address: str) -> None:
+    with Pub() as pub, Sub(["a"]) as sub:
+        connect(pub, address, sub)
+        sub.subscribe("b")
+        sub.subscribe("b")
+        assert sub.topics == {b"a", b"b"}
+        wait_until(lambda: pub.subscribers[0].topics == {b"a", b"b"}, "it is known")
+        pub.send("b", b"1")
+        assert sub.recv(DEADLINE) == (b"b", b"1")
+        pub.send("b", b"is there already, but not wanted any more")
+        pub.send("a", b"2")
+        wait_until(lambda: sub.socket.stats()["depth"] == 2, "both are there")
+        sub.unsubscribe("b")
+        sub.unsubscribe("never was")
+        assert sub.recv(DEADLINE) == (b"a", b"2")
+        wait_until(lambda: pub.subscribers[0].topics == {b"a"}, "it is known")
+        assert pub.send("b", b"3") == 0
+        sub.unsubscribe("a")
+        wait_until(lambda: not pub.subscribers, "it wants nothing")
+
+
+def test_waiting_for_subscribers(address: str) -> None:
+    with Pub() as pub:
+        pub.listen(address)
+        with pytest.raises(ms.Timeout, match="0 of 1"):
+            pub.wait_subscribers(1, 0.01)
+        with Sub() as silent, Sub(["x"]) as sub:
+            silent.dial(address)
+            sub.dial(address)
+            pub.wait_subscribers(1, DEADLINE)
+            with pytest.raises(ms.Timeout, match="1 of 2"):
+                pub.wait_subscribers(2, 0.06)
+        wait_until(lambda: not pub.subscribers, "they are gone")
+        assert pub.send("x", b"") == 0
+        assert not pub._by_prefix
+
+
+def test_nobody_listens() -> None:
+    with Pub() as pub:
+        assert pub.send("x", b"y") == 0
+
+
+def test_text_and_buffers(address: str) -> None:
+    with Pub() as pub, Sub([""]) as sub:
+        connect(pub, address, sub)
+        pub.send("grün", bytearray(b"1"))
+        pub.send(b"", memoryview(b"2"))
+        assert sub.recv_many(1, DEADLINE) == [("grün".encode(), b"1")]
+        for publication in sub:
+            assert publication == (b"", b"2")
+            break
+        with pytest.raises(ms.ContentTooLong):
+            pub.send(b"x" * 65536, b"")
+        assert pub.send(b"x" * 65535, b"") == 1
+        assert len(sub.recv(DEADLINE).topic) == 65535
+
+
+# --- slow subscribers ---
+
+
+@pytest.mark.local
+def test_drop_newest(address: str) -> None:
+    with Pub() as pub, Sub([""], recv_queue_size=3) as slow, Sub([""]) as quick:
+        connect(pub, address, slow, quick)
+        for i in range(10):
+            assert pub.send("t", b"%d" % i) == 2
+        assert [publication.content for publication in quick.recv_many(10, DEADLINE)] == [b"%d" % i for i in range(10)]
+        assert sorted(one.lost for one in pub.subscribers) == [0, 7]
+        assert [slow.recv(DEADLINE).content for _ in range(3)] == [b"0", b"1", b"2"]
+        pub.send("t", b"goes on")
+        assert slow.recv(DEADLINE).content == b"goes on"
+
+
+@pytest.mark.local
+def test_drop_oldest(address: str) -> None:
+    """What it has room for it has; of the rest it gets the newest, in order."""
+    with Pub(slow="drop oldest", backlog=4) as pub, Sub([""], recv_queue_size=3) as slow, Sub([""]) as quick:
+        connect(pub, address, slow, quick)
+        for i in range(20):
+            assert pub.send("t", b"%d" % i) == 2
+        assert [quick.recv(DEADLINE).content for _ in range(20)] == [b"%d" % i for i in range(20)]
+        assert sorted(one.lost for one in pub.subscribers) == [0, 13]
+        got = [slow.recv(DEADLINE).content for _ in range(7)]
+        assert got == [b"0", b"1", b"2", b"16", b"17", b"18", b"19"]
+        pub.send("t", b"goes on")
+        assert slow.recv(DEADLINE).content == b"goes on"
+        assert not pub._behind
+
+
+@pytest.mark.local
+def test_block(address: str, threads: Start) -> None:
+    with Pub(slow="block") as pub, Sub([""], recv_queue_size=2) as slow, Sub([""]) as quick:
+        connect(pub, address, slow, quick)
+        assert [pub.send("t", b"0"), pub.send("t", b"1")] == [2, 2]
+        with pytest.raises(ms.Timeout, match="room"):
+            pub.send("t", b"2", 0.01)
+        assert sorted(one.lost for one in pub.subscribers) == [0, 1]
+        threads(lambda: [pub.send("t", b"%d" % i, DEADLINE) for i in range(3, 100)])
+        assert [slow.recv(DEADLINE).content for _ in range(99)] == [b"%d" % i for i in range(100) if i != 2]
+        assert [quick.recv(DEADLINE).content for _ in range(100)] == [b"%d" % i for i in range(100)]
+
+
+def _subscribe(address: str, ready: Any, done: Any, last: bytes) -> None:
+    with Sub([""]) as sub:
+        sub.dial(address)
+        ready.set()
+        got = [publication.content for publication in iter(lambda: sub.recv(DEADLINE), (b"t", last))]
+        assert got == sorted(got)
+        done.send(len(got))
+
+
+@pytest.mark.parametrize("slow", ["drop newest", "drop oldest"])
+def test_a_hundred_subscribers_and_one_is_stopped(ipc: str, processes: Processes, slow: str) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    ours, theirs = context.Pipe()
+    body = b"x" * 20000
+    with Pub(slow=slow, backlog=10) as pub, contextlib.ExitStack() as stack:
+        pub.listen(ipc)
+        lazy = processes.start(_subscribe, ipc, ready, theirs, b"last")
+        assert ready.wait(DEADLINE)
+        pub.wait_subscribers(1, DEADLINE)
+        os.kill(lazy.pid, signal.SIGSTOP)
+        others = [stack.enter_context(Sub([""])) for _ in range(99)]
+        for sub in others:
+            sub.dial(ipc)
+        pub.wait_subscribers(100, DEADLINE)
+        for i in range(400):
+            assert pub.send("t", b"%06d" % i + body) == 100
+            for sub in others:
+                assert sub.recv(DEADLINE).content[:6] == b"%06d" % i
+        assert max(one.lost for one in pub.subscribers) > 0
+        os.kill(lazy.pid, signal.SIGCONT)
+        # It goes on: once it has room, it gets what comes.
+        pause = threading.Event()
+        while not ours.poll(0):
+            pub.send("t", b"last")
+            pause.wait(0.01)
+        assert 100 < ours.recv() < 400
+        processes.join(lazy)
+
+
+# --- connections that come and go ---
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_a_publisher_that_comes_back_is_told_again(folder: Path, scheme: str) -> None:
+    address = f"ipc://{folder}/s" if scheme == "ipc" else f"tcp://127.0.0.1:{free_port()}"
+    with Sub(["a"], send_stop_timeout=0) as sub:
+        sub.dial(address, dial_async=True, max_reconnect_time=0.1)
+        for i in range(3):
+            with Pub() as pub:
+                pub.listen(address)
+                pub.wait_subscribers(1, DEADLINE)
+                assert pub.send("b", b"") == 0
+                pub.send("a", b"%d" % i)
+                assert sub.recv(DEADLINE) == (b"a", b"%d" % i)
+                sub.subscribe(f"new {i}")
+
+
+def test_a_subscriber_that_reconnects(address: str) -> None:
+    with Pub() as pub, Sub(["a"]) as sub:
+        pub.listen(address)
+        sub.dial(address, min_reconnect_time=0.01)
+        pub.wait_subscribers(1, DEADLINE)
+        old = pub.subscribers[0].pipe_id
+        pub.socket.close_pipe(old)
+        wait_until(lambda: [one for one in pub.subscribers if one.pipe_id != old], "it is back")
+        pub.send("a", b"x")
+        assert sub.recv(DEADLINE) == (b"a", b"x")
+        assert len(pub.subscribers) == 1
+
+
+def test_coming_and_going_leaves_nothing(address: str) -> None:
+    with Pub(slow="drop oldest") as pub:
+        pub.listen(address)
+        for i in range(100):
+            with Sub(["a", f"{i}"]) as sub:
+                sub.dial(address)
+                pub.wait_subscribers(1, DEADLINE)
+                pub.send("a", b"x")
+            wait_until(lambda: not pub.subscribers, "it is gone")
+        wait_until(lambda: not pub._subscribers, "its pipe, too")
+        assert not pub._by_prefix
+        assert not pub._behind
+
+
+def test_several_publishers(folder: Path) -> None:
+    with Sub(["a"]) as sub, Pub() as one, Pub() as other:
+        sub.listen(f"ipc://{folder}/s")
+        for pub in (one, other):
+            pub.dial(f"ipc://{folder}/s")
+            pub.wait_subscribers(1, DEADLINE)
+            pub.send("a", b"x")
+        assert [sub.recv(DEADLINE), sub.recv(DEADLINE)] == [(b"a", b"x")] * 2
+
+
+# --- processes and threads ---
+
+
+def _collect(sub: Sub, done: Any) -> None:
+    numbers = []
+    for publication in sub:
+        if publication.topic == b"end":
+            break
+        numbers.append(int(publication.content))
+    done.send(numbers)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_processes_share_a_sub(ipc: str, processes: Processes, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    with Pub(slow="block") as pub, Sub(["t", "end"]) as sub:
+        connect(pub, ipc, sub)
+        workers = [processes.start(_collect, sub, theirs, method=method) for _ in range(2)]
+        for i in range(200):
+            pub.send("t", b"%d" % i)
+        for _ in workers:
+            pub.send("end", b"")
+        got = []
+        for _ in workers:
+            assert ours.poll(DEADLINE)
+            got += ours.recv()
+        assert sorted(got) == list(range(200))
+        processes.join(*workers)
+
+
+def test_only_where_it_was_made(ipc: str, processes: Processes) -> None:
+    with Pub() as pub, Sub(["a"]) as sub:
+        connect(pub, ipc, sub)
+
+        def child() -> None:
+            with pytest.raises(ms.NotSupported):
+                sub.subscribe("b")
+
+        processes.join(processes.start(child))
+        with pytest.raises(ms.NotSupported, match="a Pub stays"):
+            pickle.dumps(pub)
+
+
+def test_threads_publish_while_others_subscribe(address: str, threads: Start) -> None:
+    with Pub(slow="block") as pub, Sub(["t"]) as sub:
+        connect(pub, address, sub)
+        stop = threading.Event()
+
+        def change() -> None:
+            while not stop.is_set():
+                sub.subscribe("x")
+                sub.unsubscribe("x")
+
+        changing = threads(change)
+        senders = [threads(lambda: [pub.send("t", b"x") for _ in range(500)]) for _ in range(4)]
+        for _ in range(2000):
+            assert sub.recv(DEADLINE) == (b"t", b"x")
+        stop.set()
+        for thread in (changing, *senders):
+            thread.join(DEADLINE)
+        wait_until(lambda: pub.subscribers[0].topics == {b"t"}, "the last word counts")
+
+
+def test_many_prefixes(address: str) -> None:
+    with Pub() as pub, Sub([b"%d." % i for i in range(10000)]) as sub:
+        connect(pub, address, sub)
+        wait_until(lambda: len(pub.subscribers[0].topics) == 10000, "all are known")
+        assert pub.send("1234.5", b"") == 1
+        assert pub.send("x", b"") == 0
+        assert sub.recv(DEADLINE).topic == b"1234.5"
+
+
+def test_large_contents_are_written_once(ipc: str) -> None:
+    with Pub() as pub, contextlib.ExitStack() as stack:
+        subs = [stack.enter_context(Sub([""])) for _ in range(5)]
+        connect(pub, ipc, *subs)
+        before = shm.copied_bytes()
+        pub.send("t", b"x" * (1 << 20))
+        assert shm.copied_bytes() - before < 2 << 20
+        for sub in subs:
+            assert sub.recv(DEADLINE).content == b"x" * (1 << 20)
+
+
+# --- switches, and what should not be ---
+
+
+def test_through_switches(address: str, folder: Path) -> None:
+    names = [address, f"inproc://{folder.name}-2", f"ipc://{folder}/3"]
+    with Pub() as pub, Sub(["a", "c"]) as one, Sub(["b", "c"]) as other, contextlib.ExitStack() as stack:
+        pub.listen(names[2])
+        for front, back in ((names[1], names[2]), (names[0], names[1])):
+            near, far = ms.Socket(), ms.Socket()
+            near.listen(front)
+            far.dial(back)
+            stack.enter_context(switch(near, far))
+        for sub in (one, other):
+            sub.dial(names[0])
+        wait_until(lambda: pub.subscribers and pub.subscribers[0].topics == {b"a", b"b", b"c"}, "all are known")
+        for topic in ("a", "b", "c", "d"):
+            pub.send(topic, b"1")
+        assert [one.recv(DEADLINE).topic, one.recv(DEADLINE).topic] == [b"a", b"c"]
+        assert [other.recv(DEADLINE).topic, other.recv(DEADLINE).topic] == [b"b", b"c"]
+        one.unsubscribe("c")
+        one.subscribe("last")
+        wait_until(lambda: b"last" in pub.subscribers[0].topics, "it is known")
+        assert pub.send("c", b"2") == 1  # the other one behind the switch still wants it
+        assert other.recv(DEADLINE) == (b"c", b"2")
+        pub.send("last", b"")
+        assert one.recv(DEADLINE).topic == b"last"
+
+
+def test_nonsense_is_dropped(address: str) -> None:
+    with Pub() as pub, Sub(["a"]) as sub:
+        connect(pub, address, sub)
+        for body, flags in ((b"", 0), (b"\1x", 0), (b"", CONTROL), (b"\7x", CONTROL)):
+            sub.socket.send_msg(ms.Message(body, send_type=TO_ALL, flags=flags))
+        sub.subscribe("b")
+        wait_until(lambda: pub.subscribers[0].topics == {b"a", b"b"}, "what is right is known")
+        for body in (b"", b"\0", b"\0\5ab"):
+            pub.socket.send_all(body)
+        pub.send("a", b"right")
+        assert sub.recv(DEADLINE) == (b"a", b"right")
+
+
+def test_bad_options() -> None:
+    for wrong in ({"slow": "sometimes"}, {"backlog": 0}, {"no_such": 1}):
+        with pytest.raises(ms.BadOption):
+            Pub(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ms.BadOption, match=r"\['a'\]"):
+        Sub("a")
+    with pytest.raises(ms.ContentTooLong):
+        Sub([b"x" * 65536])
