@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import fan, rate, roundtrip
+from . import fan, protocols, rate, roundtrip
 from .measure import Results, Summary
 from .peers import OURS, THEIRS
 from .plan import KIB, MIB, Cell, Side
@@ -27,18 +27,14 @@ class Goal:
 
     def against(self, results: Results) -> Side | None:
         """The way of pyzmq that did best there."""
-        return results.best(self.cell, THEIRS, self._metric)
+        return results.best(self.cell, THEIRS, self.cell.metric)
 
     def ratio(self, results: Results) -> Summary | None:
         """What was reached. None: not measured."""
         theirs = self.against(results)
         if theirs is None:
             return None
-        return results.ratio(self.cell, Side(OURS, self.variant), theirs, self._metric)
-
-    @property
-    def _metric(self) -> str:
-        return "median" if self.cell.part == roundtrip.PART else "rate"
+        return results.ratio(self.cell, Side(OURS, self.variant), theirs, self.cell.metric)
 
 
 def _rate(size: int, transport: str = "ipc") -> Cell:
@@ -46,7 +42,7 @@ def _rate(size: int, transport: str = "ipc") -> Cell:
 
 
 def _trip(kind: str, transport: str = "ipc") -> Cell:
-    return Cell(roundtrip.PART, kind, transport, 64)
+    return Cell(roundtrip.PART, kind, transport, 64, roundtrip.METRIC)
 
 
 GOALS = (
@@ -62,6 +58,9 @@ GOALS = (
     Goal("1 MiB, `send`/`recv`", _rate(MIB), 6),
     Goal("64 B round trip, both sides busy", _trip(roundtrip.BUSY), 50),
     Goal("64 B round trip, both sides idle in between", _trip(roundtrip.IDLE), 1.5),
+    Goal("64 B request and reply, `Req.request`, busy", protocols.REQUEST, 20),
+    Goal(f"64 B, {protocols.OUTSTANDING} requests outstanding, `Req.request_async`", protocols.WINDOW, 2),
+    Goal("64 B publications to 4 subscribers, nothing lost", protocols.PUBLISH, 3),
     Goal("tcp: 64 B, `send`/`recv`", _rate(64, "tcp"), 1.5),
     Goal("tcp: 1 KiB, `send`/`recv`", _rate(KIB, "tcp"), 1.5),
     Goal("tcp: 1 MiB, `send`/`recv`", _rate(MIB, "tcp"), 1.2),

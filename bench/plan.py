@@ -26,16 +26,18 @@ _MOST_BATCH = 256
 class Cell:
     """One thing that is measured, of every side alike.
 
-    :param part: of the suite: rate, roundtrip, fan or scale.
+    :param part: of the suite: rate, roundtrip, fan, protocols, asyncio or scale.
     :param kind: of work within the part.
     :param transport: ipc, tcp or inproc.
     :param size: of a content, bytes.
+    :param metric: that says who does better.
     """
 
     part: str
     kind: str
     transport: str
     size: int
+    metric: str = "rate"
 
 
 @dataclass(frozen=True, order=True)

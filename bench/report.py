@@ -10,21 +10,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from . import fan, rate, roundtrip, scale
+from . import fan, protocols, rate, roundtrip, scale
 from .goals import GOALS, Goal
 from .measure import Results, Summary
 from .metrics import METRICS, ratio_text, size_text
-from .peers import OURS, THEIRS, missing, peers, versions
+from .peers import OURS, THEIRS, missing, peers, publish_peers, request_peers, versions, window_peers
 from .plan import Cell, Settings, Side
 
 _TITLES = {
     rate.PART: "Rate",
     roundtrip.PART: "Round trip",
     fan.PART: "Fan-out and fan-in",
+    protocols.PART: "Protocols",
     scale.PART: "Connection scale",
 }
 
-_ORDER = [peer.side for peer in peers()]
+_WAYS = (*peers(), *request_peers(), *window_peers(), *publish_peers())
+_ORDER = list(dict.fromkeys(way.side for way in _WAYS))
 
 _NOTES = {
     rate.PART: """\
@@ -47,6 +49,14 @@ median round.
 Messages a second of all receivers together, each message to one of them; every sender and receiver is a
 process. *multisocket shared*: the receivers are workers that share one Socket. *multiprocessing.Pipe*: one
 for each process, in turn.
+""",
+    protocols.PART: f"""\
+Every participant is a process. *Request and reply*: one at a time, as the one who asks measures it; `Req.request`, and
+`for request in rep: request.reply(request.content)`. *{protocols.OUTSTANDING} requests outstanding*: replies a second;
+for each that has come, the next request is sent; `Req.request_async`. *Publications to all*: a second, until all
+subscribers have heard the last one. `Pub` with `slow="block"` waits for those that have no room. *pyzmq*: PUB does that
+with XPUB_NODROP, or it waits for acknowledgements before it reaches its high water mark. That nothing was lost is
+checked.
 """,
     scale.PART: f"""\
 Client sockets in one process, connected over inproc to one server; all in one thread. Each client sends 64
@@ -146,7 +156,7 @@ def _part(results: Results, part: str) -> Iterator[str]:
         return
     for kind, transport in dict.fromkeys((cell.kind, cell.transport) for cell in cells):
         group = [cell for cell in cells if (cell.kind, cell.transport) == (kind, transport)]
-        for metric in ("median", "p99") if part == roundtrip.PART else ("rate",):
+        for metric in ("median", "p99") if group[0].metric == "median" else ("rate",):
             columns = [_Column(size_text(cell.size), cell, metric) for cell in group]
             yield from _block(results, f"{kind}, {transport}: {METRICS[metric].title}", columns)
 

@@ -20,6 +20,7 @@ from .progress import Progress
 
 PART = "roundtrip"
 BUSY, IDLE = "busy", "idle"
+METRIC = "median"
 
 IDLE_SECONDS = 0.002
 """How long the client sleeps before each message, when idle."""
@@ -41,7 +42,7 @@ def jobs(settings: Settings) -> Iterator[Job]:
                 for peer in peers():
                     if peer.fits(Layout(transport, size, "", duplex=True)):
                         run = partial(_measure, peer, transport, size, kind, settings)
-                        yield Job(Cell(PART, kind, transport, size), peer.side, run)
+                        yield Job(Cell(PART, kind, transport, size, METRIC), peer.side, run)
 
 
 def _measure(peer: Peer, transport: str, size: int, kind: str, settings: Settings) -> Metrics:

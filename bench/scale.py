@@ -35,7 +35,7 @@ _MOST_ROUNDS = 3
 
 def jobs(settings: Settings) -> Iterator[Job]:
     """All that is to be measured."""
-    cell = Cell(PART, f"{settings.clients} clients", "inproc", _SIZE)
+    cell = Cell(PART, f"{settings.clients} clients", "inproc", _SIZE, "reply")
     for peer in scale_peers():
         yield Job(cell, peer.side, partial(_measure, peer, settings), _MOST_ROUNDS)
 

@@ -5,21 +5,30 @@ from __future__ import annotations
 import importlib
 import platform
 from types import ModuleType
+from typing import Any
 
 from . import with_multiprocessing
-from .interface import Channel, End, Peer, ScalePeer
+from .interface import Asker, Channel, End, Peer, PublishPeer, Replier, RequestPeer, ScalePeer, Subscription
 
 __all__ = [
     "OURS",
     "THEIRS",
+    "Asker",
     "Channel",
     "End",
     "Peer",
+    "PublishPeer",
+    "Replier",
+    "RequestPeer",
     "ScalePeer",
+    "Subscription",
     "missing",
     "peers",
+    "publish_peers",
+    "request_peers",
     "scale_peers",
     "versions",
+    "window_peers",
 ]
 
 OURS = "multisocket"
@@ -46,16 +55,28 @@ versions["multiprocessing"] = f"of Python {platform.python_version()}"
 
 def peers() -> list[Peer]:
     """All ways to use all libraries, for messages that flow or go to and fro."""
-    ways: list[Peer] = []
-    for module, names in (
-        (_found.get(OURS), ("Plain", "Batches", "Shared")),
-        (_found.get(THEIRS), ("Plain", "NoCopy", "Request")),
-        (_found.get("pynng"), ("Plain", "Pair")),
-        (with_multiprocessing, ("Queue", "Pipe")),
-    ):
-        if module is not None:
-            ways += [getattr(module, name)() for name in names]
-    return ways
+    ways = {OURS: ("Plain", "Batches", "Shared"), THEIRS: ("Plain", "NoCopy", "Request"), "pynng": ("Plain", "Pair")}
+    return [*_ways(ways), with_multiprocessing.Queue(), with_multiprocessing.Pipe()]
+
+
+def request_peers() -> list[RequestPeer]:
+    """All ways to ask and wait for the reply."""
+    return _ways({OURS: ("Request",), THEIRS: ("Ask",), "pynng": ("Ask",)})
+
+
+def window_peers() -> list[RequestPeer]:
+    """All ways to have many requests outstanding."""
+    return _ways({OURS: ("Request",), THEIRS: ("AskMany",)})
+
+
+def publish_peers() -> list[PublishPeer]:
+    """All ways to publish and lose nothing."""
+    return _ways({OURS: ("Publish",), THEIRS: ("Publish", "PublishAcknowledged")})
+
+
+def _ways(names: dict[str, tuple[str, ...]]) -> list[Any]:
+    """One of each class, in the libraries that are there."""
+    return [getattr(_found[library], name)() for library in names if library in _found for name in names[library]]
 
 
 def scale_peers() -> list[type[ScalePeer]]:

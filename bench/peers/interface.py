@@ -79,6 +79,80 @@ class Peer(ABC):
         """Opens a receiver."""
 
 
+# --- protocols ---
+
+
+@dataclass
+class Asker:
+    """One who asks.
+
+    :param ask: with this content, and waits for the reply.
+    :param submit: asks, and goes on.
+    :param turn: takes the oldest reply and asks again, with this content, so many times.
+    """
+
+    close: Callable[[], object]
+    ask: Callable[[bytes], object] = _unable
+    submit: Callable[[bytes], object] = _unable
+    turn: Callable[[bytes, int], object] = _unable
+
+
+@dataclass
+class Replier:
+    """One who replies.
+
+    :param serve: replies to each request with its content, until one has another size than this.
+    """
+
+    close: Callable[[], object]
+    serve: Callable[[int], object]
+
+
+class RequestPeer(ABC):
+    """One way to ask and reply. Like a Peer, it holds no state."""
+
+    side: Side
+
+    @abstractmethod
+    def asker(self, layout: Layout) -> Asker:
+        """Dials."""
+
+    @abstractmethod
+    def replier(self, layout: Layout) -> Replier:
+        """Listens."""
+
+
+@dataclass
+class Subscription:
+    """One who hears.
+
+    :param count: takes publications of this size until one has another; how many, and that one.
+    """
+
+    close: Callable[[], object]
+    count: Callable[[int], tuple[int, bytes]]
+
+
+class PublishPeer(ABC):
+    """One way to publish and subscribe, so that nothing is lost. It holds no state."""
+
+    side: Side
+    most_unacknowledged: int | None = None
+    """Publications after which it must wait until all have heard them, because it drops what finds no room. None: it
+    waits for room."""
+
+    @abstractmethod
+    def publisher(self, layout: Layout) -> End:
+        """Listens; it only sends."""
+
+    @abstractmethod
+    def subscriber(self, layout: Layout) -> Subscription:
+        """Dials, and subscribes what the publisher sends."""
+
+
+# --- scale ---
+
+
 class ScalePeer(ABC):
     """A library in the connection scale: one server and many clients, all in this thread of this process."""
 

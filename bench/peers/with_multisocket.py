@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import multisocket as ms
+from multisocket.protocol import Pub, Rep, Req, Sub
 
 from ..plan import Layout, Side
-from .interface import SEND_TIMEOUT, Channel, End, Peer, ScalePeer
+from .interface import (
+    SEND_TIMEOUT,
+    Asker,
+    Channel,
+    End,
+    Peer,
+    PublishPeer,
+    Replier,
+    RequestPeer,
+    ScalePeer,
+    Subscription,
+)
 
 VERSION = ms.__version__
 
@@ -79,6 +95,63 @@ class Shared(Peer):
 
     def receiver(self, way: ms.Socket, layout: Layout) -> End:
         return _end(way)
+
+
+class Request(RequestPeer):
+    """``Req`` and ``Rep``: ``request`` where one is outstanding, ``request_async`` where more are."""
+
+    side = Side("multisocket")
+
+    def asker(self, layout: Layout) -> Asker:
+        req = Req(send_stop_timeout=0.0)
+        req.dial(layout.address)
+        waiting: deque[Future[bytes]] = deque()
+
+        def submit(content: bytes) -> None:
+            waiting.append(req.request_async(content))
+
+        def turn(content: bytes, times: int) -> None:
+            for _ in repeat(None, times):
+                waiting.popleft().result()
+                waiting.append(req.request_async(content))
+
+        return Asker(req.close, req.request, submit, turn)
+
+    def replier(self, layout: Layout) -> Replier:
+        rep = Rep(send_stop_timeout=0.0)
+        rep.listen(layout.address)
+
+        def serve(size: int) -> None:
+            for request in rep:
+                request.reply(request.content)
+                if len(request.content) != size:
+                    return
+
+        return Replier(rep.close, serve)
+
+
+class Publish(PublishPeer):
+    """``Pub`` and ``Sub``; the publisher waits for slow subscribers."""
+
+    side = Side("multisocket")
+    _topic = b"bench"
+
+    def publisher(self, layout: Layout) -> End:
+        pub = Pub(slow="block", send_stop_timeout=0.0)
+        pub.listen(layout.address)
+        return End(pub.close, partial(pub.send, self._topic))
+
+    def subscriber(self, layout: Layout) -> Subscription:
+        sub = Sub([self._topic], send_stop_timeout=0.0)
+        sub.dial(layout.address)
+
+        def count(size: int) -> tuple[int, bytes]:
+            heard = 0
+            while len((publication := sub.recv()).content) == size:
+                heard += 1
+            return heard, publication.content
+
+        return Subscription(sub.close, count)
 
 
 class Scale(ScalePeer):

@@ -1,4 +1,4 @@
-"""pynng: Push0 and Pull0, or Pair0."""
+"""pynng: Push0 and Pull0, or Pair0; Req0 and Rep0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pynng  # type: ignore[import-untyped]
 
 from ..plan import Layout, Side
-from .interface import SEND_TIMEOUT, End, Peer, ScalePeer
+from .interface import SEND_TIMEOUT, Asker, End, Peer, Replier, RequestPeer, ScalePeer
 
 VERSION = pynng.__version__
 
@@ -57,6 +57,36 @@ class Pair(Plain):
 
     def fits(self, layout: Layout) -> bool:
         return layout.senders == layout.receivers == 1 and not layout.duplex
+
+
+class Ask(RequestPeer):
+    """Req0 and Rep0: one request is outstanding."""
+
+    side = Side("pynng", "Req0/Rep0")
+
+    def asker(self, layout: Layout) -> Asker:
+        sock = pynng.Req0(dial=layout.address, block_on_dial=True)
+        send, recv = sock.send, sock.recv
+
+        def ask(content: bytes) -> bytes:
+            send(content)
+            reply: bytes = recv()
+            return reply
+
+        return Asker(sock.close, ask, send)
+
+    def replier(self, layout: Layout) -> Replier:
+        sock = pynng.Rep0(listen=layout.address)
+        send, recv = sock.send, sock.recv
+
+        def serve(size: int) -> None:
+            while True:
+                content = recv()
+                send(content)
+                if len(content) != size:
+                    return
+
+        return Replier(sock.close, serve)
 
 
 class Scale(ScalePeer):

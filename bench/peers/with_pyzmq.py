@@ -1,13 +1,24 @@
-"""pyzmq: PUSH and PULL one way, PAIR or REQ and REP both ways; with and without copying."""
+"""pyzmq: PUSH and PULL one way, PAIR or REQ and REP both ways; with and without copying; and its protocols."""
 
 from __future__ import annotations
 
 import functools
+from itertools import repeat
 
 import zmq
 
 from ..plan import KIB, Layout, Side
-from .interface import SEND_TIMEOUT, End, Peer, ScalePeer
+from .interface import (
+    SEND_TIMEOUT,
+    Asker,
+    End,
+    Peer,
+    PublishPeer,
+    Replier,
+    RequestPeer,
+    ScalePeer,
+    Subscription,
+)
 
 VERSION = f"{zmq.__version__} (libzmq {zmq.zmq_version()})"
 
@@ -72,6 +83,114 @@ class Request(Plain):
 
     def fits(self, layout: Layout) -> bool:
         return layout.duplex
+
+
+def _open_for_all(kind: int, address: str, *, listens: bool, most: int) -> zmq.Socket[bytes]:
+    """With room for so many messages, and waiting for more."""
+    sock: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    sock.set_hwm(most)
+    sock.linger = 0
+    if listens:
+        sock.bind(address)
+    else:
+        sock.connect(address)
+    return sock
+
+
+class Ask(RequestPeer):
+    """REQ and REP: one request is outstanding."""
+
+    side = Side("pyzmq", "REQ/REP")
+
+    def asker(self, layout: Layout) -> Asker:
+        sock = _open_for_all(zmq.REQ, layout.address, listens=False, most=layout.queue)
+        send, recv = sock.send, sock.recv
+
+        def ask(content: bytes) -> bytes:
+            send(content)
+            return recv()
+
+        return Asker(sock.close, ask, send)
+
+    def replier(self, layout: Layout) -> Replier:
+        sock = _open_for_all(zmq.REP, layout.address, listens=True, most=layout.queue)
+        send, recv = sock.send, sock.recv
+
+        def serve(size: int) -> None:
+            while True:
+                content = recv()
+                send(content)
+                if len(content) != size:
+                    return
+
+        return Replier(sock.close, serve)
+
+
+class AskMany(RequestPeer):
+    """DEALER and ROUTER: many requests are outstanding. One server replies in order, so they need no numbers."""
+
+    side = Side("pyzmq", "DEALER/ROUTER")
+
+    def asker(self, layout: Layout) -> Asker:
+        sock = _open_for_all(zmq.DEALER, layout.address, listens=False, most=layout.queue)
+        send, recv = sock.send, sock.recv
+
+        def turn(content: bytes, times: int) -> None:
+            for _ in repeat(None, times):
+                recv()
+                send(content)
+
+        return Asker(sock.close, submit=send, turn=turn)
+
+    def replier(self, layout: Layout) -> Replier:
+        sock = _open_for_all(zmq.ROUTER, layout.address, listens=True, most=layout.queue)
+        send, recv = sock.send_multipart, sock.recv_multipart
+
+        def serve(size: int) -> None:
+            while True:
+                parts = recv()
+                send(parts)
+                if len(parts[-1]) != size:
+                    return
+
+        return Replier(sock.close, serve)
+
+
+class Publish(PublishPeer):
+    """PUB and SUB; the publisher waits at its high water mark."""
+
+    side = Side("pyzmq", "PUB/SUB, XPUB_NODROP")
+
+    def publisher(self, layout: Layout) -> End:
+        sock = _open_for_all(zmq.PUB, layout.address, listens=True, most=self._most(layout))
+        sock.set(zmq.XPUB_NODROP, self.most_unacknowledged is None)
+        return End(sock.close, sock.send)
+
+    def subscriber(self, layout: Layout) -> Subscription:
+        sock = _open_for_all(zmq.SUB, layout.address, listens=False, most=self._most(layout))
+        sock.subscribe(b"")
+        recv = sock.recv
+
+        def count(size: int) -> tuple[int, bytes]:
+            heard = 0
+            while len(content := recv()) == size:
+                heard += 1
+            return heard, content
+
+        return Subscription(sock.close, count)
+
+    def _most(self, layout: Layout) -> int:
+        return layout.queue
+
+
+class PublishAcknowledged(Publish):
+    """The publisher never reaches its high water mark, as it waits for acknowledgements before."""
+
+    side = Side("pyzmq", "PUB/SUB, acknowledged")
+    most_unacknowledged = 10_000
+
+    def _most(self, layout: Layout) -> int:
+        return 2 * self.most_unacknowledged
 
 
 class Scale(ScalePeer):
