@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from . import fan, plots, protocols, rate, report, roundtrip, scale
+from . import coroutines, fan, plots, protocols, rate, report, roundtrip, scale
 from .measure import Results, run_rounds
 from .peers import missing
 from .plan import KIB, MIB, Settings
 
-_PARTS = {part.PART: part for part in (rate, roundtrip, fan, protocols, scale)}
+_PARTS = {part.PART: part for part in (rate, roundtrip, fan, protocols, coroutines, scale)}
 
 _QUICK = Settings(
     rounds=1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import fan, protocols, rate, roundtrip
+from . import coroutines, fan, protocols, rate, roundtrip
 from .measure import Results, Summary
 from .peers import OURS, THEIRS
 from .plan import KIB, MIB, Cell, Side
@@ -61,6 +61,8 @@ GOALS = (
     Goal("64 B request and reply, `Req.request`, busy", protocols.REQUEST, 20),
     Goal(f"64 B, {protocols.OUTSTANDING} requests outstanding, `Req.request_async`", protocols.WINDOW, 2),
     Goal("64 B publications to 4 subscribers, nothing lost", protocols.PUBLISH, 3),
+    Goal("asyncio: 64 B round trip, both sides busy", coroutines.TRIP, 2),
+    Goal("asyncio: 64 B, `send`/`recv`", coroutines.RATE, 2),
     Goal("tcp: 64 B, `send`/`recv`", _rate(64, "tcp"), 1.5),
     Goal("tcp: 1 KiB, `send`/`recv`", _rate(KIB, "tcp"), 1.5),
     Goal("tcp: 1 MiB, `send`/`recv`", _rate(MIB, "tcp"), 1.2),

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from . import fan, protocols, rate, roundtrip, scale
+from . import coroutines, fan, protocols, rate, roundtrip, scale
 from .goals import GOALS, Goal
 from .measure import Results, Summary
 from .metrics import METRICS, ratio_text, size_text
-from .peers import OURS, THEIRS, missing, peers, publish_peers, request_peers, versions, window_peers
+from .peers import OURS, THEIRS, async_peers, missing, peers, publish_peers, request_peers, versions, window_peers
 from .plan import Cell, Settings, Side
 
 _TITLES = {
@@ -22,10 +22,11 @@ _TITLES = {
     roundtrip.PART: "Round trip",
     fan.PART: "Fan-out and fan-in",
     protocols.PART: "Protocols",
+    coroutines.PART: "asyncio",
     scale.PART: "Connection scale",
 }
 
-_WAYS = (*peers(), *request_peers(), *window_peers(), *publish_peers())
+_WAYS = (*peers(), *request_peers(), *window_peers(), *publish_peers(), *async_peers())
 _ORDER = list(dict.fromkeys(way.side for way in _WAYS))
 
 _NOTES = {
@@ -57,6 +58,11 @@ for each that has come, the next request is sent; `Req.request_async`. *Publicat
 subscribers have heard the last one. `Pub` with `slow="block"` waits for those that have no room. *pyzmq*: PUB does that
 with XPUB_NODROP, or it waits for acknowledgements before it reaches its high water mark. That nothing was lost is
 checked.
+""",
+    coroutines.PART: """\
+Round trips with both sides busy, and messages a second from one sender to one receiver: two processes, in each a
+coroutine in the event loop of the standard library. `multisocket.aio.Socket`; `zmq.asyncio` with PAIR, or REQ and REP,
+and with PUSH and PULL.
 """,
     scale.PART: f"""\
 Client sockets in one process, connected over inproc to one server; all in one thread. Each client sends 64
@@ -108,7 +114,7 @@ def _reached(goal: Goal, results: Results) -> list[str]:
     theirs, ratio = goal.against(results), goal.ratio(results)
     if theirs is None or ratio is None:
         return ["not measured", "", ""]
-    way = theirs.variant or ("PAIR" if goal.cell.part == roundtrip.PART else "PUSH/PULL")
+    way = theirs.variant or ("PAIR" if goal.cell.metric == "median" else "PUSH/PULL")
     return [_spread(ratio, ratio_text), "reached" if ratio.median >= goal.least else "**short**", way]
 
 

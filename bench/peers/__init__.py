@@ -8,20 +8,21 @@ from types import ModuleType
 from typing import Any
 
 from . import with_multiprocessing
-from .interface import Asker, Channel, End, Peer, PublishPeer, Replier, RequestPeer, ScalePeer, Subscription
+from .interface import Asker, AsyncEnd, AsyncPeer, Channel, End, Peer, PublishPeer, RequestPeer, ScalePeer
 
 __all__ = [
     "OURS",
     "THEIRS",
     "Asker",
+    "AsyncEnd",
+    "AsyncPeer",
     "Channel",
     "End",
     "Peer",
     "PublishPeer",
-    "Replier",
     "RequestPeer",
     "ScalePeer",
-    "Subscription",
+    "async_peers",
     "missing",
     "peers",
     "publish_peers",
@@ -72,6 +73,11 @@ def window_peers() -> list[RequestPeer]:
 def publish_peers() -> list[PublishPeer]:
     """All ways to publish and lose nothing."""
     return _ways({OURS: ("Publish",), THEIRS: ("Publish", "PublishAcknowledged")})
+
+
+def async_peers() -> list[AsyncPeer]:
+    """All ways that have coroutines."""
+    return _ways({OURS: ("Async",), THEIRS: ("Async", "AsyncRequest")})
 
 
 def _ways(names: dict[str, tuple[str, ...]]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +148,36 @@ class PublishPeer(ABC):
     @abstractmethod
     def subscriber(self, layout: Layout) -> Subscription:
         """Dials, and subscribes what the publisher sends."""
+
+
+# --- asyncio ---
+
+
+@dataclass
+class AsyncEnd:
+    """One end of a connection, for coroutines: the library's own functions."""
+
+    close: Callable[[], Awaitable[object]]
+    send: Callable[[bytes], Awaitable[object]]
+    recv: Callable[[], Awaitable[Sized]]
+
+
+class AsyncPeer(ABC):
+    """One way to use one library in an event loop. It holds no state."""
+
+    side: Side
+
+    def fits(self, layout: Layout) -> bool:
+        """Whether this way makes sense there."""
+        return True
+
+    @abstractmethod
+    async def sender(self, layout: Layout) -> AsyncEnd:
+        """Dials."""
+
+    @abstractmethod
+    async def receiver(self, layout: Layout) -> AsyncEnd:
+        """Listens."""
 
 
 # --- scale ---

@@ -9,12 +9,15 @@ from itertools import repeat
 from typing import Any
 
 import multisocket as ms
+from multisocket import aio
 from multisocket.protocol import Pub, Rep, Req, Sub
 
 from ..plan import Layout, Side
 from .interface import (
     SEND_TIMEOUT,
     Asker,
+    AsyncEnd,
+    AsyncPeer,
     Channel,
     End,
     Peer,
@@ -152,6 +155,22 @@ class Publish(PublishPeer):
             return heard, publication.content
 
         return Subscription(sub.close, count)
+
+
+class Async(AsyncPeer):
+    """``multisocket.aio.Socket``."""
+
+    side = Side("multisocket")
+
+    async def sender(self, layout: Layout) -> AsyncEnd:
+        sock = aio.Socket(no_recv=not layout.duplex, send_stop_timeout=0.0)
+        await sock.dial(layout.address)
+        return AsyncEnd(sock.close, sock.send, sock.recv)
+
+    async def receiver(self, layout: Layout) -> AsyncEnd:
+        sock = aio.Socket(no_send=not layout.duplex, send_stop_timeout=0.0)
+        await sock.listen(layout.address)
+        return AsyncEnd(sock.close, sock.send, sock.recv)
 
 
 class Scale(ScalePeer):

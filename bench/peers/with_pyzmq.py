@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from itertools import repeat
+from typing import Any
 
 import zmq
+import zmq.asyncio
 
 from ..plan import KIB, Layout, Side
 from .interface import (
     SEND_TIMEOUT,
     Asker,
+    AsyncEnd,
+    AsyncPeer,
     End,
     Peer,
     PublishPeer,
@@ -26,14 +30,23 @@ VERSION = f"{zmq.__version__} (libzmq {zmq.zmq_version()})"
 _NO_COPY_SIZE = 64 * KIB
 
 
-def _open(kind: int, address: str, *, listens: bool, layout: Layout) -> zmq.Socket[bytes]:
+def _open(
+    kind: int,
+    address: str,
+    *,
+    listens: bool,
+    layout: Layout,
+    queue: int | None = None,
+    timeout: float | None = SEND_TIMEOUT,
+    context: type[zmq.Context[Any]] = zmq.Context,
+) -> Any:
     # inproc needs one context for both threads.
-    sock: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    sock = context.instance().socket(kind)
     if not layout.duplex:
-        # There and back, one message is on its way; and a REQ with a low mark may hang over inproc.
-        sock.set_hwm(layout.queue)
+        # There and back, few messages are on their way; and a REQ with a low mark may hang over inproc.
+        sock.set_hwm(layout.queue if queue is None else queue)
     sock.linger = 0
-    sock.sndtimeo = int(SEND_TIMEOUT * 1000)
+    sock.sndtimeo = -1 if timeout is None else int(timeout * 1000)
     if listens:
         sock.bind(address)
     else:
@@ -85,35 +98,24 @@ class Request(Plain):
         return layout.duplex
 
 
-def _open_for_all(kind: int, address: str, *, listens: bool, most: int) -> zmq.Socket[bytes]:
-    """With room for so many messages, and waiting for more."""
-    sock: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
-    sock.set_hwm(most)
-    sock.linger = 0
-    if listens:
-        sock.bind(address)
-    else:
-        sock.connect(address)
-    return sock
-
-
 class Ask(RequestPeer):
     """REQ and REP: one request is outstanding."""
 
     side = Side("pyzmq", "REQ/REP")
 
     def asker(self, layout: Layout) -> Asker:
-        sock = _open_for_all(zmq.REQ, layout.address, listens=False, most=layout.queue)
+        sock = _open(zmq.REQ, layout.address, listens=False, layout=layout)
         send, recv = sock.send, sock.recv
 
         def ask(content: bytes) -> bytes:
             send(content)
-            return recv()
+            reply: bytes = recv()
+            return reply
 
         return Asker(sock.close, ask, send)
 
     def replier(self, layout: Layout) -> Replier:
-        sock = _open_for_all(zmq.REP, layout.address, listens=True, most=layout.queue)
+        sock = _open(zmq.REP, layout.address, listens=True, layout=layout)
         send, recv = sock.send, sock.recv
 
         def serve(size: int) -> None:
@@ -132,7 +134,7 @@ class AskMany(RequestPeer):
     side = Side("pyzmq", "DEALER/ROUTER")
 
     def asker(self, layout: Layout) -> Asker:
-        sock = _open_for_all(zmq.DEALER, layout.address, listens=False, most=layout.queue)
+        sock = _open(zmq.DEALER, layout.address, listens=False, layout=layout)
         send, recv = sock.send, sock.recv
 
         def turn(content: bytes, times: int) -> None:
@@ -143,7 +145,7 @@ class AskMany(RequestPeer):
         return Asker(sock.close, submit=send, turn=turn)
 
     def replier(self, layout: Layout) -> Replier:
-        sock = _open_for_all(zmq.ROUTER, layout.address, listens=True, most=layout.queue)
+        sock = _open(zmq.ROUTER, layout.address, listens=True, layout=layout)
         send, recv = sock.send_multipart, sock.recv_multipart
 
         def serve(size: int) -> None:
@@ -162,12 +164,12 @@ class Publish(PublishPeer):
     side = Side("pyzmq", "PUB/SUB, XPUB_NODROP")
 
     def publisher(self, layout: Layout) -> End:
-        sock = _open_for_all(zmq.PUB, layout.address, listens=True, most=self._most(layout))
+        sock = self._open(zmq.PUB, layout, listens=True)
         sock.set(zmq.XPUB_NODROP, self.most_unacknowledged is None)
         return End(sock.close, sock.send)
 
     def subscriber(self, layout: Layout) -> Subscription:
-        sock = _open_for_all(zmq.SUB, layout.address, listens=False, most=self._most(layout))
+        sock = self._open(zmq.SUB, layout, listens=False)
         sock.subscribe(b"")
         recv = sock.recv
 
@@ -179,8 +181,9 @@ class Publish(PublishPeer):
 
         return Subscription(sock.close, count)
 
-    def _most(self, layout: Layout) -> int:
-        return layout.queue
+    def _open(self, kind: int, layout: Layout, *, listens: bool) -> Any:
+        queue = None if self.most_unacknowledged is None else 2 * self.most_unacknowledged
+        return _open(kind, layout.address, listens=listens, layout=layout, queue=queue, timeout=None)
 
 
 class PublishAcknowledged(Publish):
@@ -189,8 +192,39 @@ class PublishAcknowledged(Publish):
     side = Side("pyzmq", "PUB/SUB, acknowledged")
     most_unacknowledged = 10_000
 
-    def _most(self, layout: Layout) -> int:
-        return 2 * self.most_unacknowledged
+
+class Async(AsyncPeer):
+    """``zmq.asyncio``: PUSH and PULL one way, PAIR both ways."""
+
+    side = Side("pyzmq")
+    _duplex = (zmq.PAIR, zmq.PAIR)
+
+    async def sender(self, layout: Layout) -> AsyncEnd:
+        kind = self._duplex[0] if layout.duplex else zmq.PUSH
+        return self._end(kind, layout, listens=False)
+
+    async def receiver(self, layout: Layout) -> AsyncEnd:
+        kind = self._duplex[1] if layout.duplex else zmq.PULL
+        return self._end(kind, layout, listens=True)
+
+    def _end(self, kind: int, layout: Layout, *, listens: bool) -> AsyncEnd:
+        context = zmq.asyncio.Context
+        sock = _open(kind, layout.address, listens=listens, layout=layout, timeout=None, context=context)
+
+        async def close() -> None:
+            sock.close()
+
+        return AsyncEnd(close, sock.send, sock.recv)
+
+
+class AsyncRequest(Async):
+    """REQ and REP instead of PAIR."""
+
+    side = Side("pyzmq", "REQ/REP")
+    _duplex = (zmq.REQ, zmq.REP)
+
+    def fits(self, layout: Layout) -> bool:
+        return layout.duplex
 
 
 class Scale(ScalePeer):
