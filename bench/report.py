@@ -26,8 +26,8 @@ _TITLES = {
     scale.PART: "Connection scale",
 }
 
-_WAYS = (*peers(), *request_peers(), *window_peers(), *publish_peers(), *async_peers())
-_ORDER = list(dict.fromkeys(way.side for way in _WAYS))
+_WAYS = (peers(), request_peers(), window_peers(), publish_peers(), async_peers())
+_ORDER = list(dict.fromkeys(way.side for ways in _WAYS for way in ways))
 
 _NOTES = {
     rate.PART: """\

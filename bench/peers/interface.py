@@ -158,7 +158,7 @@ class AsyncEnd:
     """One end of a connection, for coroutines: the library's own functions."""
 
     close: Callable[[], Awaitable[object]]
-    send: Callable[[bytes], Awaitable[object]]
+    send: Callable[[Any], Awaitable[object]]
     recv: Callable[[], Awaitable[Sized]]
 
 
