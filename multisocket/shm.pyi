@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -199,6 +199,16 @@ class Lookout:
     def watch(self, sock: Endpoint) -> bool | None: ...
     def forget(self, sock: Endpoint) -> None: ...
 
+P = TypeVar("P", bound=tuple[Any, Any])
+
+class TopicReader(Generic[P]):
+    def __init__(self, sock: Endpoint, kind: type[P], learn: Callable[[bytes], P | None]) -> None: ...
+    def know(self, topic: bytes) -> None: ...
+    def forget(self) -> None: ...
+    def recv(self, timeout: float | Unset | None = ...) -> P: ...
+    def recv_many(self, max_messages: int, timeout: float | Unset | None = ...) -> list[P]: ...
+    def split(self, body: bytes) -> P | None: ...
+
 class Endpoint:
     def _attach(
         self,
@@ -234,7 +244,13 @@ class Endpoint:
         self, max_messages: int, timeout: float | Unset | None = ..., *, copy: bool = True
     ) -> list[Message]: ...
     def _offer(
-        self, pipes: Iterable[int], content: ReadableBuffer, timeout: float | Unset | None = 0, *, flags: int = 0
+        self,
+        pipes: Iterable[int],
+        content: ReadableBuffer,
+        timeout: float | Unset | None = 0,
+        *,
+        flags: int = 0,
+        head: bytes = b"",
     ) -> list[int]: ...
     def _offer_msg(self, pipes: Iterable[int], msg: Message) -> list[int]: ...
     def _send_through(

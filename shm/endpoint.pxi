@@ -513,13 +513,14 @@ cdef class Endpoint:
                 later.append(number)
         return later
 
-    def _offer(self, pipes, content, timeout=0, *, int flags=0):
+    def _offer(self, pipes, content, timeout=0, *, int flags=0, bytes head=b""):
         """Sends to all of some pipes, but waits for none of them: for protocols that know what to do then.
 
         :param pipes: their ids.
         :param content: bytes.
         :param timeout: seconds that it may wait for memory for a large content.
         :param flags: of the message.
+        :param head: goes before the content.
         :returns: the pipes that had no room. Those that are gone are left out.
         """
         cdef Segment segment = self.sending()
@@ -527,10 +528,18 @@ cdef class Endpoint:
         cdef Py_buffer view
         cdef Block block = None
         cdef int sent = 0
+        cdef Py_ssize_t ahead = PyBytes_GET_SIZE(head)
+        cdef char joined[SHORT_JOIN]
         PyObject_GetBuffer(content, &view, PyBUF_SIMPLE)
         try:
-            _check_length(view.len)
+            _check_length(ahead + view.len)
+            if ahead and ahead + view.len > SHORT_JOIN:
+                return self._offer(pipes, b"".join((head, content)), timeout, flags=flags)
             _describe(&m, SEND_TO_ALL | flags, self.ttl, view.buf, view.len)
+            if ahead:
+                memcpy(joined, PyBytes_AS_STRING(head), ahead)
+                memcpy(joined + ahead, view.buf, view.len)
+                _describe(&m, SEND_TO_ALL | flags, self.ttl, joined, ahead + view.len)
             if m.length >= LARGE and self.arena_limit and pipes:
                 block = self.new_content(segment, &m, _deadline(timeout), timeout)
             return self.offer(segment, &m, pipes, block, &sent)

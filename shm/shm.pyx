@@ -10,7 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import math
 import os
@@ -44,6 +44,8 @@ cdef enum:
     # How long a full /dev/shm is waited for, while there is something of ours to be given back.
     PATIENCE_NS = 2000000000
     BATCH = 64
+    # Up to this size a content and what goes before it are joined on the stack.
+    SHORT_JOIN = 4096
     # A batch of small messages is copied with the GIL held, at most so many bytes at a go.
     BATCH_BYTES = 65536
 
@@ -74,6 +76,7 @@ include "arena.pxi"
 include "wire.pxi"
 include "endpoint.pxi"
 include "lookout.pxi"
+include "topics.pxi"
 
 # Files and processes.
 

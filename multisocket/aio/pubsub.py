@@ -29,12 +29,12 @@ class Pub(Protocol):
         if not self._blocks:
             await self.socket._breathe()
             return self._pub.send(topic, content)
-        pipes, body = self._pub._publication(topic, content)
+        pipes, head = self._pub._who_wants(topic)
         left = list(pipes)
 
         def offer(pipes: list[int]) -> list[int]:
             nonlocal left
-            left = self.socket.socket._offer(pipes, body)
+            left = self.socket.socket._offer(pipes, content, head=head)
             return left
 
         try:
@@ -86,7 +86,7 @@ class Sub(Protocol):
         end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
         while True:
             left = timeout if end is None else max(0.0, end - time.monotonic())
-            publication = self._sub._read(await self.socket.recv(left))
+            publication = self._sub._reader.split(await self.socket.recv(left))
             if publication is not None:
                 return publication
 
@@ -95,7 +95,10 @@ class Sub(Protocol):
         first = await self.recv(timeout)
         if max_messages == 1 or not self.socket.socket._is_readable:
             return [first]
-        return [first, *self._sub._read_more(max_messages - 1)]
+        try:
+            return [first, *self._sub._reader.recv_many(max_messages - 1, 0)]
+        except Timeout:  # others were faster
+            return [first]
 
     async def __aiter__(self) -> AsyncIterator[Publication]:
         while True:

@@ -370,7 +370,8 @@ def test_through_switches(address: str, folder: Path) -> None:
 def test_nonsense_is_dropped(address: str) -> None:
     with Pub() as pub, Sub(["a"]) as sub:
         connect(pub, address, sub)
-        for body, flags in ((b"", 0), (b"\1x", 0), (b"", CONTROL), (b"\7x", CONTROL)):
+        bad = (b"", b"\7\0\1x", b"\1\0\2x", b"\1x")
+        for body, flags in ((b"\1\0\1x", 0), *((body, CONTROL) for body in bad)):
             sub.socket.send_msg(ms.Message(body, send_type=TO_ALL, flags=flags))
         sub.subscribe("b")
         wait_until(lambda: pub.subscribers[0].topics == {b"a", b"b"}, "what is right is known")
