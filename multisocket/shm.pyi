@@ -248,7 +248,6 @@ class Endpoint:
         pipes: Iterable[int],
         content: ReadableBuffer,
         timeout: float | Unset | None = 0,
-        *,
         flags: int = 0,
         head: bytes = b"",
     ) -> list[int]: ...

@@ -513,7 +513,7 @@ cdef class Endpoint:
                 later.append(number)
         return later
 
-    def _offer(self, pipes, content, timeout=0, *, int flags=0, bytes head=b""):
+    def _offer(self, pipes, content, timeout=0, int flags=0, bytes head=b""):
         """Sends to all of some pipes, but waits for none of them: for protocols that know what to do then.
 
         :param pipes: their ids.
@@ -534,7 +534,7 @@ cdef class Endpoint:
         try:
             _check_length(ahead + view.len)
             if ahead and ahead + view.len > SHORT_JOIN:
-                return self._offer(pipes, b"".join((head, content)), timeout, flags=flags)
+                return self._offer(pipes, b"".join((head, content)), timeout, flags)
             _describe(&m, SEND_TO_ALL | flags, self.ttl, view.buf, view.len)
             if ahead:
                 memcpy(joined, PyBytes_AS_STRING(head), ahead)

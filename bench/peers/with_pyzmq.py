@@ -159,23 +159,25 @@ class AskMany(RequestPeer):
 
 
 class Publish(PublishPeer):
-    """PUB and SUB; the publisher waits at its high water mark."""
+    """PUB and SUB, topic and content in one frame; the publisher waits at its high water mark."""
 
     side = Side("pyzmq", "PUB/SUB, XPUB_NODROP")
+    _topic = b"bench"
 
     def publisher(self, layout: Layout) -> End:
         sock = self._open(zmq.PUB, layout, listens=True)
         sock.set(zmq.XPUB_NODROP, self.most_unacknowledged is None)
-        return End(sock.close, sock.send)
+        send, topic = sock.send, self._topic
+        return End(sock.close, lambda content: send(topic + content))
 
     def subscriber(self, layout: Layout) -> Subscription:
         sock = self._open(zmq.SUB, layout, listens=False)
-        sock.subscribe(b"")
-        recv = sock.recv
+        sock.subscribe(self._topic)
+        recv, start = sock.recv, len(self._topic)
 
         def count(size: int) -> tuple[int, bytes]:
             heard = 0
-            while len(content := recv()) == size:
+            while len(content := recv()[start:]) == size:
                 heard += 1
             return heard, content
 

@@ -122,14 +122,16 @@ class Pub(LocalProtocol):
         :raises Timeout: with ``"block"``, some subscribers had no room in that time, and do not get it.
         :raises Closed, ContentTooLong: as ``Socket.send``.
         """
-        pipes, head = self._who_wants(topic)
+        if self.socket._is_readable:
+            self._hear()
+        pipes, head = self._remembered.get(topic) or self._find(topic)
         if not pipes:
             return 0
         if self._behind:
             self._send_to_some_behind(pipes, b"".join((head, content)))
             return len(pipes)
         try:
-            later = self.socket._offer(pipes, content, timeout if self._blocks else 0, head=head)
+            later = self.socket._offer(pipes, content, timeout if self._blocks else 0, 0, head)
         except (Timeout, MessageDropped):
             if self._blocks:
                 raise
