@@ -106,9 +106,14 @@ class Processes:
 
     def run(self, code: str, *args: str) -> subprocess.Popen[str]:
         """A fresh interpreter."""
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        return self.started(
+            subprocess.Popen(
+                [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
         )
+
+    def started(self, process: Any) -> Any:
+        """It is ended as the others are."""
         self._started.append(process)
         return process
 

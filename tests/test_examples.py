@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import keyword
 import os
+import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tokenize
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DEADLINE, START_METHODS, Processes, wait_until
+from multisocket.protocol import Rep, Req
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "identifiers.py"
 
@@ -109,3 +113,128 @@ def test_ctrl_c(folder: Path, processes: Processes) -> None:
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130
     assert err == "interrupted\n"
+
+
+def start(processes: Processes, name: str, *arguments: str) -> subprocess.Popen[str]:
+    """An example that runs until it is ended; the fixture does that."""
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return processes.run(code, str(EXAMPLE.parent / name), *arguments)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip()
+
+
+def finish(processes: Processes, name: str, *arguments: str) -> str:
+    process = start(processes, name, *arguments)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, err
+    return out
+
+
+def interrupt(*running: subprocess.Popen[str]) -> None:
+    for process in running:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=DEADLINE)
+        assert process.returncode == 130
+
+
+def test_request_server(folder: Path, processes: Processes) -> None:
+    (folder / "empty").touch()
+    (folder / "some").write_bytes(b"abc")
+    out = finish(processes, "request_server.py", str(folder), "--workers", "2")
+    empty, some = hashlib.sha256(b"").hexdigest(), hashlib.sha256(b"abc").hexdigest()
+    assert out.splitlines() == [f"{empty}  {folder}/empty", f"{some}  {folder}/some"]
+
+
+def test_price_feed(processes: Processes) -> None:
+    out = finish(processes, "price_feed.py", "--ticks", "600")
+    published = re.search(r"^published: (.*)$", out, re.MULTILINE)
+    everything = re.search(r"^all: 600 ticks; (.*)$", out, re.MULTILINE)
+    metals = re.search(r"^metals: 300 ticks; (.*)$", out, re.MULTILINE)
+    assert published
+    assert everything
+    assert metals
+    assert everything[1] == published[1]
+    assert metals[1] == ", ".join(part for part in published[1].split(", ") if part.startswith("metal."))
+
+
+def test_chat(folder: Path, processes: Processes) -> None:
+    def join(name: str, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(EXAMPLE.parent / "chat.py"), "--name", name, *arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = processes.started(subprocess.Popen(command, text=True, **pipes))  # type: ignore[call-overload]
+        assert "Ctrl-D" in process.stderr.readline()
+        return process
+
+    hub = join("Hub", "--listen", f"ipc://{folder}/chat")
+    ada, bob = join("Ada", "--dial", f"ipc://{folder}/chat"), join("Bob", "--dial", f"ipc://{folder}/chat")
+    for process, text in ((ada, "hello"), (hub, "welcome")):
+        process.stdin.write(text + "\n")
+        process.stdin.flush()
+    assert {line_of(bob), line_of(bob)} == {"Ada: hello", "Hub: welcome"}
+    assert line_of(hub) == "Ada: hello"
+    assert line_of(ada) == "Hub: welcome"
+    for process in (ada, bob, hub):
+        out, err = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0, err
+        assert not out
+
+
+def test_loads(folder: Path, processes: Processes) -> None:
+    address = f"ipc://{folder}/loads"
+    answering = [start(processes, "loads.py", "answer", address) for _ in range(2)]
+    out = finish(processes, "loads.py", "ask", address, "--machines", "2", "--times", "1")
+    assert re.search(r"^2 machines answered$", out, re.MULTILINE)
+    assert len(re.findall(rf"^{re.escape(platform.node()):20} +{os.cpu_count()} processors ", out, re.MULTILINE)) == 2
+    interrupt(*answering)
+
+
+def test_port_forward(processes: Processes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE)
+        to = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        there = start(processes, "port_forward.py", "out", "tcp://127.0.0.1:0", "--to", to)
+        address = line_of(there).removeprefix("listening at ")
+        here = start(processes, "port_forward.py", "in", address, "--at", "tcp://127.0.0.1:0")
+        port = int(line_of(here).rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as client:
+            client.sendall(b"question")
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(DEADLINE)
+                assert connection.recv(100) == b"question"
+                connection.sendall(b"answer")
+                assert client.recv(100) == b"answer"
+        interrupt(here, there)
+
+
+def test_broker(folder: Path, processes: Processes) -> None:
+    front, back = f"ipc://{folder}/front", f"ipc://{folder}/back"
+    broker = start(processes, "broker.py", front, back, "--every", "0.1")
+    assert line_of(broker) == f"clients: {front}"
+    assert line_of(broker) == f"workers: {back}"
+    with Rep(bytes.upper) as rep, Req() as req:
+        rep.dial(back)
+        rep.start()
+        req.dial(front)
+        assert [req.request(b"x", DEADLINE) for _ in range(10)] == [b"X"] * 10
+        while line_of(broker) != "1 clients, 1 workers, 10 requests, 10 replies, 0 dropped":
+            assert broker.poll() is None
+    interrupt(broker)
+
+
+def test_async_service(folder: Path, processes: Processes) -> None:
+    address = f"ipc://{folder}/store"
+    service = start(processes, "async_service.py", "serve", address)
+    assert line_of(service) == "serving"
+    watching = start(processes, "async_service.py", "watch", address, "col", "--times", "1")
+    assert line_of(watching) == "watching"
+    for key, value in (("shape", "round"), ("color", "blue")):
+        assert finish(processes, "async_service.py", "set", address, key, value) == ""
+    assert finish(processes, "async_service.py", "get", address, "shape") == "round\n"
+    unknown = start(processes, "async_service.py", "get", address, "size")
+    assert "RemoteError: KeyError: 'size'" in unknown.communicate(timeout=DEADLINE)[1]
+    assert watching.communicate(timeout=DEADLINE)[0] == "color = blue\n"
+    interrupt(service)
