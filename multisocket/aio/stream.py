@@ -76,7 +76,7 @@ class Stream(Protocol):
         while True:
             if self.socket.closed:
                 raise Closed("this Stream is closed: make a new one")
-            flow = self._flows.accept()
+            flow = self._flows.accept(time.monotonic())
             if flow is None:
                 await self._offered.wait(end, f"nobody has opened a stream within {timeout} s")
                 continue
@@ -92,8 +92,8 @@ class Stream(Protocol):
     async def close(self) -> None:
         """See :meth:`multisocket.protocol.Stream.close`."""
         if not self.socket.closed:
-            for flow in self._flows:
-                self._tell(control(flow, CLOSE))
+            for goodbye in self._flows.goodbyes():
+                self._tell(goodbye)
         await super().close()
         self._ended("the Stream was closed")
 

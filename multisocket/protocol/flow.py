@@ -20,14 +20,13 @@ Whoever has read half a window gives it back as credit, so a reader that is slow
 
 from __future__ import annotations
 
-import itertools
-import random
+import secrets
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..message import CONTROL, TO_DESTINATION, TO_ONE, Message
+from ..message import CONTROL, RAW, TO_DESTINATION, TO_ONE, Message
 
 OPEN, ACCEPT, CREDIT, END, CLOSE, RESET, PROBE, ALIVE = range(1, 9)
 
@@ -41,8 +40,9 @@ MOST_DATA = 1 << 16
 _MOST_CREDIT = 0xFFFFFFFF
 _MOST_REASON = 500
 
-# Seconds between two looks for silent peers, at least.
+# Seconds between two looks for silent peers, at least and at most: no timer can wait for ever.
 _LEAST_LOOK = 0.01
+_LONGEST_LOOK = 3600.0
 
 Path = tuple[int, ...]
 
@@ -133,10 +133,15 @@ class Flow:
 
     def earned(self) -> int:
         """Credit that the peer is to be given now; 0: not yet."""
-        if self._taken * 2 < self.window or self.is_ended:
+        if not self.is_earned:
             return 0
         earned, self._taken = self._taken, 0
         return earned
+
+    @property
+    def is_earned(self) -> bool:
+        """The peer is to be given credit."""
+        return self._taken * 2 >= self.window and not self.is_ended
 
     def not_given(self, credit: int) -> None:
         """It could not be told of."""
@@ -181,6 +186,15 @@ def _nobody() -> None:
     pass
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What a peer has opened and nobody has accepted yet. Until then it takes no bytes, and nobody looks after it."""
+
+    path: Path
+    theirs: int
+    credit: int
+
+
 class Flows:
     """All streams through one Socket. Whoever uses it sees to it that only one thread does at a time.
 
@@ -194,13 +208,12 @@ class Flows:
         self._most_waiting = backlog
         self._keep_alive = keep_alive
         self._flows: dict[int, Flow] = {}
-        self._numbers = itertools.count(random.randrange(1, 1 << 31))
-        self._waiting: deque[Flow] = deque()
+        self._waiting: deque[_Opened] = deque()
         self.offered: Callable[[], None] = _nobody
         """Called when a peer has opened a stream."""
 
     def __len__(self) -> int:
-        return len(self._flows)
+        return len(self._flows) + len(self._waiting)
 
     def __iter__(self) -> Iterator[Flow]:
         return iter(list(self._flows.values()))
@@ -213,13 +226,34 @@ class Flows:
         body = _CONTROL.pack(OPEN, 0, flow.number) + _NUMBER.pack(flow.window)
         return flow, Message(body, send_type=TO_ONE, flags=CONTROL)
 
-    def accept(self) -> Flow | None:
+    @property
+    def waiting(self) -> int:
+        """Streams that peers have opened and nobody has accepted."""
+        return len(self._waiting)
+
+    def accept(self, now: float) -> Flow | None:
         """The next stream that a peer has opened, if there is one. It is to be told by ``accepted``."""
-        return self._waiting.popleft() if self._waiting else None
+        if not self._waiting:
+            return None
+        opened = self._waiting.popleft()
+        flow = self._new(now)
+        flow.path, flow.theirs, flow.credit = opened.path, opened.theirs, opened.credit
+        return flow
+
+    def not_accepted(self, flow: Flow) -> None:
+        """Its peer could not be told now: it is accepted after the others."""
+        self.forget(flow)
+        self._waiting.append(_Opened(flow.path, flow.theirs, flow.credit))
 
     def accepted(self, flow: Flow) -> Message:
         """Tells that peer."""
         return control(flow, ACCEPT, _NUMBER.pack(flow.window))
+
+    def goodbyes(self) -> list[Message]:
+        """Tells all peers that this end closes."""
+        closing = [control(flow, CLOSE) for flow in self if flow.theirs and not flow.is_deaf]
+        reason = "it was closed before anybody had accepted the stream"
+        return closing + [_reset(opened.path, opened.theirs, 0, reason) for opened in self._waiting]
 
     def forget(self, flow: Flow) -> None:
         """Nobody uses it any more."""
@@ -227,9 +261,10 @@ class Flows:
         flow.drop()
 
     def _new(self, now: float) -> Flow:
-        number = next(self._numbers) & 0xFFFFFFFF
+        # Not to be guessed: only who was asked can accept.
+        number = secrets.randbits(32)
         while number == 0 or number in self._flows:
-            number = next(self._numbers) & 0xFFFFFFFF
+            number = secrets.randbits(32)
         flow = self._flows[number] = Flow(number, self._window, now)
         return flow
 
@@ -237,6 +272,8 @@ class Flows:
 
     def heard(self, msg: Message, now: float) -> Message | None:
         """A message has come. The answer need not get there: it is asked for again, or missed later."""
+        if msg.content is None or msg.flags & RAW:  # of a peer that knows nothing of streams
+            return None
         body = memoryview(msg.content)
         kind, head = (body[0], _CONTROL.size) if msg.flags & CONTROL and body else (0, _IDS.size)
         if len(body) < head or bool(msg.flags & CONTROL) != bool(kind):
@@ -245,8 +282,12 @@ class Flows:
         if kind == OPEN:
             return self._opened(msg.source, theirs, body[head:], now)
         flow = self._flows.get(ours)
-        if flow is not None and kind in (ACCEPT, RESET) and not flow.path:
+        if flow is not None and not flow.path:
+            if not msg.source or not (kind == RESET or (kind == ACCEPT and theirs)):
+                return None
             flow.path, flow.theirs = msg.source, theirs
+        elif kind == ACCEPT and flow is not None:  # a second time
+            return None
         if flow is None or flow.path != msg.source or flow.theirs != theirs:
             return None if kind == RESET else _reset(msg.source, theirs, ours, "there is no such stream")
         flow.heard, flow.probes = now, 0
@@ -259,10 +300,7 @@ class Flows:
             return None
         if len(self._waiting) >= self._most_waiting:
             return _reset(path, theirs, 0, f"{self._most_waiting} streams wait there to be accepted already")
-        flow = self._new(now)
-        flow.path, flow.theirs = path, theirs
-        (flow.credit,) = _NUMBER.unpack(rest)
-        self._waiting.append(flow)
+        self._waiting.append(_Opened(path, theirs, *_NUMBER.unpack(rest)))
         self.offered()
         return None
 
@@ -293,7 +331,7 @@ class Flows:
         for flow in self:
             if flow.path[:1] == (pipe,):
                 self._break(flow, "the peer is gone")
-        self._waiting = deque(flow for flow in self._waiting if flow.path[0] != pipe)
+        self._waiting = deque(opened for opened in self._waiting if opened.path[0] != pipe)
 
     def fail_all(self, reason: str) -> None:
         """All are broken."""
@@ -320,8 +358,10 @@ class Flows:
 
     def next_look(self, now: float) -> float | None:
         """Seconds until :meth:`look` is due; None: there is nothing to look at."""
-        dues = [flow.heard + self._due(flow) - now for flow in self]
-        return max(self._keep_alive.interval / 4, _LEAST_LOOK, min(dues)) if dues else None
+        dues = [flow.heard + self._due(flow) - now for flow in self if flow.theirs and not flow.is_over]
+        if not dues:
+            return None
+        return min(_LONGEST_LOOK, max(self._keep_alive.interval / 4, _LEAST_LOOK, min(dues)))
 
     def _due(self, flow: Flow) -> float:
         return self._keep_alive.idle + flow.probes * self._keep_alive.interval

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..background import Timer, background
 from ..connector import Dialer, Listener, Pipe
-from ..errors import BrokenPath, Closed, ConnectionRefused, Error, NotSupported, Timeout
+from ..errors import BadOption, BrokenPath, Closed, ConnectionRefused, Error, NotSupported, Timeout
 from ..message import Message
 from ..options import resolve, seconds, whole
 from ..shm import UNSET
@@ -30,6 +31,9 @@ CONNECT_TIMEOUT = 16.0
 # So long a close may wait to tell the peer, seconds. If it cannot, the peer finds out when it asks.
 _CLOSE_TIMEOUT = 1.0
 
+# When a peer has no room for what it must be told, it is tried again after this time, seconds.
+_RETRY_TIME = 0.01
+
 
 class Stream(LocalProtocol):
     """Opens and accepts streams of bytes; any number over one Socket, through any number of switches.
@@ -46,9 +50,10 @@ class Stream(LocalProtocol):
     def __init__(self, **options: Any) -> None:
         self._flows, rest = flows_of(**options)
         super().__init__(**rest)
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._offered = threading.Condition(self._lock)
-        self._flows.offered = self._offered.notify
+        self._flows.offered = self._offered.notify_all
         self._timer: Timer | None = None
         self.socket._watch_pipes(self._on_pipe)
         threading.Thread(target=self._take, name="multisocket-stream", daemon=True).start()
@@ -97,38 +102,71 @@ class Stream(LocalProtocol):
         :raises Timeout: none in that time.
         :raises Closed: this end is closed.
         """
+        stream = self._accept_while(lambda: True, timeout)
+        assert stream is not None
+        return stream
+
+    def _accept_while(self, is_wanted: Callable[[], bool], timeout: float | None) -> ByteStream | None:
+        """The same, or None when it is not wanted any more; to be told by :meth:`_look_at_wishes`."""
         self._require_here()
         end = _end(timeout)
-        while True:
-            with self._lock:
-                while (flow := self._flows.accept()) is None:
-                    if self.socket.closed:
-                        raise Closed("this Stream is closed: make a new one")
-                    if not self._offered.wait(_left(end)) and end is not None and time.monotonic() >= end:
-                        raise Timeout(f"nobody has opened a stream within {timeout} s")
-                stream = ByteStream(self, flow)
+        with self._offered:
+            while is_wanted():
+                stream = self._accept_now()
+                if stream is not None:
+                    return stream
+                if self.socket.closed:
+                    raise Closed("this Stream is closed: make a new one")
+                left = _left(end)
+                if left == 0:
+                    raise Timeout(f"nobody has opened a stream within {timeout} s")
+                self._offered.wait(_soon(left) if self._flows.waiting else left)
+        return None
+
+    def _accept_now(self) -> ByteStream | None:
+        """With the lock, so that nobody speaks to the peer before it is told."""
+        for _ in range(self._flows.waiting):
+            flow = self._flows.accept(time.monotonic())
+            if flow is None:
+                break
             try:
-                self.socket.send_msg(self._flows.accepted(flow), None)
-            except BrokenPath:  # who has opened it is gone
-                stream.close()
-                continue
-            self._look_later()
-            return stream
+                self.socket.send_msg(self._flows.accepted(flow), 0)
+            except Timeout:  # it takes no messages now, and must not keep others from being accepted
+                self._flows.not_accepted(flow)
+            except Error:  # who has opened it is gone
+                self._flows.forget(flow)
+            else:
+                self._look_later()
+                return ByteStream(self, flow)
+        return None
+
+    def _look_at_wishes(self) -> None:
+        with self._lock:
+            self._offered.notify_all()
 
     def close(self) -> None:
         """Ends all streams, and the Socket."""
-        if self.socket._is_owner and not self.socket.closed:
-            for flow in self._flows:
-                self._tell(control(flow, CLOSE), 0) if flow.theirs else None
+        if not self._is_here:  # the streams, and the lock, are the other process's
+            super().close()
+            return
+        if not self.socket.closed:
+            with self._lock:
+                goodbyes = self._flows.goodbyes()
+            for goodbye in goodbyes:
+                self._tell(goodbye, 0)
         super().close()
         self._ended("the Stream was closed")
 
     # --- for its streams ---
 
+    @property
+    def _is_here(self) -> bool:
+        return self._pid == os.getpid()
+
     def _require_here(self) -> None:
         if self.socket.closed:
             raise Closed("this Stream is closed: make a new one")
-        if not self.socket._is_owner:
+        if not self._is_here:
             raise NotSupported("streams stay in the process that made the Stream: make one in this process")
 
     def _tell(self, msg: Message, timeout: float | None) -> None:
@@ -150,8 +188,9 @@ class Stream(LocalProtocol):
     def _take_all(self) -> None:
         """Whoever does it, has the lock from taking a message until it is heeded: so they stay in order."""
         with self._lock:
-            while (msg := self.socket._poll(True)) is not UNSET:
-                answer = self._flows.heard(msg, time.monotonic())
+            while (msg := self.socket._poll(True, copy=False)) is not UNSET:
+                with msg:
+                    answer = self._flows.heard(msg, time.monotonic())
                 if answer is not None:
                     self._tell(answer, 0)
 
@@ -167,6 +206,8 @@ class Stream(LocalProtocol):
         with self._lock:
             self._flows.fail_all(reason)
             self._offered.notify_all()
+            if self._timer is not None:
+                self._timer.cancel()
 
     # --- keep-alive ---
 
@@ -234,9 +275,7 @@ class ByteStream(io.RawIOBase):
         with self._changed:
             self._wait(lambda: flow.is_readable, _end(self._timeout), f"nothing came within {self._timeout} s")
             n = flow.take_into(target)
-            earned = flow.earned()
-        if earned:
-            self._give(earned)
+            self._give()
         return n
 
     def write(self, data_: ReadableBuffer) -> int:
@@ -250,34 +289,49 @@ class ByteStream(io.RawIOBase):
         if not len(content):
             return 0
         flow = self._flow
+        end = _end(self._timeout)
         with self._changed:
-            self._wait(lambda: flow.is_writable, _end(self._timeout), f"the peer read nothing in {self._timeout} s")
+            self._wait(lambda: flow.is_writable, end, f"the peer read nothing in {self._timeout} s")
             self._require_writable()
             n = flow.reserve(len(content))
         try:
-            self._streams.socket.send_to(flow.path, data(flow, content[:n]), self._timeout)
-        except Timeout:
+            self._streams.socket.send_to(flow.path, data(flow, content[:n]), _left(end))
+        except Error:
             with self._changed:
                 flow.credit += n
+                self._changed.notify_all()
             raise
         return n
 
     def shutdown_write(self) -> None:
-        """Nothing more will be written: the peer comes to the end, and may go on writing itself."""
+        """Nothing more will be written: the peer comes to the end, and may go on writing itself.
+
+        :raises Timeout: the peer could not be told in the time of ``settimeout``; it may be tried again.
+        """
         self._require_open()
         flow = self._flow
-        if flow.is_shut:
+        with self._changed:
+            if flow.is_shut:
+                return
+            flow.is_shut = True
+            self._changed.notify_all()
+        if flow.is_deaf:
             return
-        flow.is_shut = True
-        if not flow.is_deaf:
-            with contextlib.suppress(BrokenPath):
-                self._streams.socket.send_msg(control(flow, END), self._timeout)
+        try:
+            self._streams.socket.send_msg(control(flow, END), self._timeout)
+        except BrokenPath:
+            return
+        except BaseException:
+            flow.is_shut = False
+            raise
 
     def close(self) -> None:
         """Nothing more is written or read. Closing twice is no error."""
         if self.closed:
             return
         super().close()
+        if not self._streams._is_here:  # it is the other process's, which may go on
+            return
         flow = self._flow
         with self._changed:
             is_told = flow.is_deaf or not flow.theirs
@@ -288,16 +342,15 @@ class ByteStream(io.RawIOBase):
             self._streams._tell(control(flow, CLOSE), _CLOSE_TIMEOUT)
 
     def _require_open(self) -> None:
-        self._streams_here()
+        if not self._streams.socket.closed:
+            self._streams._require_here()
         if self.closed:
             raise ValueError("I/O operation on a closed stream")
 
-    def _streams_here(self) -> None:
-        if not self._streams.socket.closed:
-            self._streams._require_here()
-
     def _require_writable(self) -> None:
         flow = self._flow
+        if self.closed:  # by another thread
+            raise ValueError("I/O operation on a closed stream")
         if flow.is_shut:
             raise BrokenPath("nothing can be written after shutdown_write")
         if self._streams.socket.closed:
@@ -308,21 +361,30 @@ class ByteStream(io.RawIOBase):
     def _wait(self, condition: Callable[[], bool], end: float | None, otherwise: str) -> None:
         with self._changed:
             while not condition():
-                if not self._changed.wait(_left(end)) and end is not None and time.monotonic() >= end:
+                self._give()
+                left = _left(end)
+                if left == 0:
                     raise Timeout(otherwise)
+                self._changed.wait(_soon(left) if self._flow.is_earned else left)
 
-    def _give(self, earned: int) -> None:
+    def _give(self) -> None:
+        """Credit for which the peer has no room is kept, and given while somebody waits: both could wait for ever."""
         flow = self._flow
+        earned = flow.earned()
+        if not earned:
+            return
         try:
-            self._streams.socket.send_msg(credit(flow, earned), self._timeout)
+            self._streams.socket.send_msg(credit(flow, earned), 0)
         except Timeout:
-            with self._changed:
-                flow.not_given(earned)
+            flow.not_given(earned)
         except Error:  # the peer is gone: it needs none
             return
 
     def __enter__(self) -> ByteStream:
         return self
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        raise NotSupported("a stream stays in the process that made it: make a Stream in the other one, and connect it")
 
 
 def _end(timeout: float | None) -> float | None:
@@ -331,6 +393,10 @@ def _end(timeout: float | None) -> float | None:
 
 def _left(end: float | None) -> float | None:
     return None if end is None else max(0.0, end - time.monotonic())
+
+
+def _soon(left: float | None) -> float:
+    return _RETRY_TIME if left is None else min(left, _RETRY_TIME)
 
 
 OPTIONS = {
@@ -342,8 +408,14 @@ OPTIONS = {
 }
 
 
+_NOT_FOR_STREAMS = ("no_recv", "no_send", "send_best_effort")
+
+
 def flows_of(**options: Any) -> tuple[Flows, dict[str, Any]]:
     """What a Stream is made with: its streams, and the options of its Socket."""
+    for name in _NOT_FOR_STREAMS:
+        if options.get(name) is True:
+            raise BadOption(f"option {name} cannot be True here: streams go both ways and lose nothing; leave it out")
     own = resolve(OPTIONS, {name: value for name, value in options.items() if name in OPTIONS})
     rest = {name: value for name, value in options.items() if name not in OPTIONS}
     keep_alive = KeepAlive(own["idle_time"], own["probe_interval"], own["probes"])
