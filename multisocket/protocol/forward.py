@@ -7,11 +7,11 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from ..address import parse
-from ..errors import AddressInUse, BadAddress, Closed, Error
+from ..errors import AddressInUse, BadAddress, Error
 from ..transport.tcp import show, split
 from .stream import ByteStream, Stream
 
@@ -40,7 +40,10 @@ class Forwarding:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Takes no more connections, and ends those that there are. Closing twice is no error."""
+        """Takes no more connections, and ends those that there are. Closing twice is no error.
+
+        The Stream stays open.
+        """
         with self._lock:
             self._closed.set()
             connections = list(self._connections)
@@ -55,19 +58,28 @@ class Forwarding:
     ) -> None:
         self.close()
 
-    def _carry(self, connection: socket.socket, stream: ByteStream) -> None:
-        """Both ways, until both have ended."""
+    @contextlib.contextmanager
+    def _holding(self, connection: socket.socket) -> Iterator[None]:
+        """While it is of use: from here on ``close`` ends it."""
         with self._lock:
             self._connections.add(connection)
-        if self._closed.is_set():
+            is_late = self._closed.is_set()
+        if is_late:
             _shut(connection, socket.SHUT_RDWR)
-        there = _start(_to_stream, connection, stream)
-        _to_connection(stream, connection)
-        there.join()
-        stream.close()
-        with self._lock:
-            self._connections.discard(connection)
-        connection.close()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+            connection.close()
+
+    def _carry(self, connection: socket.socket, stream: ByteStream) -> None:
+        """Both ways, until both have ended."""
+        with stream:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what comes in pieces goes on in pieces
+            there = _start(_to_stream, connection, stream)
+            _to_connection(stream, connection)
+            there.join()
 
 
 def forward_in(streams: Stream, address: str) -> Forwarding:
@@ -95,9 +107,10 @@ def forward_out(streams: Stream, address: str) -> Forwarding:
 
     :param streams: connected with a peer that does :func:`forward_in`.
     :param address: of the server: ``tcp://host:port``.
+    :raises BadAddress: it is no such address.
     """
-    forwarding = _Exit(address, _host_and_port(address))
-    _start(forwarding._take_streams, streams)
+    forwarding = _Exit(address, _host_and_port(address), streams)
+    _start(forwarding._take_streams)
     return forwarding
 
 
@@ -118,30 +131,37 @@ class _Entrance(Forwarding):
                 except OSError:  # closed; or no descriptor is left
                     self._closed.wait(_RETRY_TIME)
                     continue
-                _start(self._connect, streams, connection)
+                if not _started(self._connect, streams, connection):
+                    connection.close()
 
     def _connect(self, streams: Stream, connection: socket.socket) -> None:
-        try:
-            stream = streams.connect()
-        except Error as error:
-            log.info("a client of %s gets no stream: %s", self.address, error)
-            connection.close()
-            return
-        self._carry(connection, stream)
+        with self._holding(connection):
+            try:
+                self._carry(connection, streams.connect())
+            except (Error, OSError, RuntimeError) as error:
+                log.info("a client of %s is not carried: %s", self.address, error)
 
 
 class _Exit(Forwarding):
-    def __init__(self, address: str, server: tuple[str, int]) -> None:
+    def __init__(self, address: str, server: tuple[str, int], streams: Stream) -> None:
         super().__init__(address)
         self._server = server
+        self._streams = streams
 
-    def _take_streams(self, streams: Stream) -> None:
-        while not self._closed.is_set():
+    def close(self) -> None:
+        super().close()
+        self._streams._look_at_wishes()
+
+    def _take_streams(self) -> None:
+        while True:
             try:
-                stream = streams.accept()
-            except Closed:
+                stream = self._streams._accept_while(lambda: not self._closed.is_set(), None)
+            except Error:  # they are closed
                 return
-            _start(self._connect, stream)
+            if stream is None:
+                return
+            if not _started(self._connect, stream):
+                stream.close()
 
     def _connect(self, stream: ByteStream) -> None:
         try:
@@ -150,7 +170,11 @@ class _Exit(Forwarding):
             log.info("the server at %s cannot be reached: %s", self.address, error)
             stream.close()
             return
-        self._carry(connection, stream)
+        with self._holding(connection):
+            try:
+                self._carry(connection, stream)
+            except (OSError, RuntimeError) as error:
+                log.info("a stream to %s is not carried: %s", self.address, error)
 
 
 def _to_stream(connection: socket.socket, stream: ByteStream) -> None:
@@ -186,6 +210,15 @@ def _start(work: Callable[..., None], *args: object) -> threading.Thread:
     thread = threading.Thread(target=work, args=args, name="multisocket-forward", daemon=True)
     thread.start()
     return thread
+
+
+def _started(work: Callable[..., None], *args: object) -> bool:
+    try:
+        _start(work, *args)
+    except RuntimeError as error:  # the system has no thread for one more
+        log.warning("a connection is not carried: %s", error)
+        return False
+    return True
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
