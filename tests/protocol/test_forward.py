@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import multisocket as ms
-from conftest import DEADLINE, until_full, wait_until
+from conftest import DEADLINE, Processes, until_full, wait_until
 from multisocket.protocol import Stream, forward_in, forward_out, switch
 
 
@@ -125,9 +127,34 @@ def test_several_clients_with_much_to_say(folder: Path, server: Server) -> None:
 def test_a_client_that_does_not_read_waits_alone(folder: Path, server: Server) -> None:
     with forwarded(folder, server.address) as address, dial(address) as lazy, dial(address) as other:
         lazy.settimeout(0.3)
-        until_full(lambda _: lazy.send(b"x" * 65536))
+        sizes: list[int] = []
+        until_full(lambda _: sizes.append(lazy.send(b"x" * 65536)))  # so what is kept on the way has a limit
         other.sendall(b"goes on")
         assert other.recv(100) == b"GOES ON"
+        lazy.settimeout(DEADLINE)
+        lazy.shutdown(socket.SHUT_WR)
+        assert read_all(lazy) == b"X" * sum(sizes)
+
+
+def test_a_server_that_says_all_first(folder: Path, threads: Callable[..., threading.Thread]) -> None:
+    got: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.settimeout(DEADLINE)
+                connection.sendall(b"bye")
+                connection.shutdown(socket.SHUT_WR)
+                got.append(read_all(connection))
+
+        serving = threads(serve)
+        with forwarded(folder, f"tcp://127.0.0.1:{listening.getsockname()[1]}") as address, dial(address) as client:
+            assert read_all(client) == b"bye"
+            client.sendall(b"still here")
+            client.shutdown(socket.SHUT_WR)
+            serving.join(DEADLINE)
+    assert got == [b"still here"]
 
 
 def test_no_server(folder: Path, server: Server) -> None:
@@ -143,6 +170,30 @@ def test_a_server_that_hangs_up(folder: Path, server: Server) -> None:
         server.close()
         with contextlib.suppress(ConnectionResetError):
             assert read_all(client) == b""
+
+
+def _serve_one(port: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port.send(listening.getsockname()[1])
+        connection, _ = listening.accept()
+        connection.sendall(connection.recv(100))
+        threading.Event().wait(DEADLINE)
+
+
+def test_a_server_that_is_killed(folder: Path, processes: Processes) -> None:
+    port, theirs = multiprocessing.Pipe()
+    with port, theirs:
+        process = processes.start(_serve_one, theirs)
+        assert port.poll(DEADLINE)
+        address = f"tcp://127.0.0.1:{port.recv()}"
+    with forwarded(folder, address) as entrance, dial(entrance) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+        process.kill()
+        with contextlib.suppress(ConnectionResetError):
+            assert read_all(client) == b""
+        with dial(entrance) as another:
+            assert read_all(another) == b""
 
 
 def test_a_client_that_hangs_up(folder: Path, server: Server) -> None:
@@ -164,6 +215,30 @@ def test_nobody_at_the_other_end() -> None:
     ):
         streams.close()
         assert read_all(client) == b""
+
+
+def test_a_client_that_waits_for_its_stream_ends_with_the_entrance() -> None:
+    with Stream() as streams, forward_in(streams, "tcp://127.0.0.1:0") as entrance, dial(entrance.address) as client:
+        wait_until(lambda: len(streams._flows) == 1, "its stream is asked for")
+        entrance.close()
+        with contextlib.suppress(ConnectionResetError):
+            assert read_all(client) == b""
+
+
+def test_an_exit_that_is_closed_leaves_streams_to_others(
+    ipc: str, server: Server, threads: Callable[..., threading.Thread]
+) -> None:
+    with Stream() as near, Stream() as far:
+        far.listen(ipc)
+        near.dial(ipc)
+        forward_out(far, server.address).close()
+        opened: list[Any] = []
+        opening = threads(lambda: opened.append(near.connect(timeout=DEADLINE)))
+        stream = far.accept(DEADLINE)
+        opening.join(DEADLINE)
+        opened[0].write(b"x")
+        assert stream.read(1) == b"x"
+        assert not server.connections
 
 
 def test_bad_addresses(server: Server) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import signal
+import socket
 import struct
 import threading
 import time
@@ -21,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import multisocket as ms
-from conftest import DEADLINE, Processes, wait_until
-from multisocket.message import CONTROL, TO_DESTINATION
+from conftest import DEADLINE, Processes, until_full, wait_until
+from multisocket.message import CONTROL, NO_SOURCE, RAW, TO_DESTINATION
 from multisocket.protocol import ByteStream, Stream, switch
 
 Start = Callable[..., threading.Thread]
@@ -317,6 +318,77 @@ def test_nobody_accepts(address: str) -> None:
             server.accept(0.01)
 
 
+def _catch(errors: list[BaseException], call: Callable[[], object]) -> None:
+    try:
+        call()
+    except BaseException as error:
+        errors.append(error)
+
+
+def test_closing_refuses_streams_that_nobody_has_accepted(address: str, threads: Start) -> None:
+    with connected(address) as (server, client):
+        errors: list[BaseException] = []
+        waiting = threads(_catch, errors, lambda: client.connect(timeout=DEADLINE))
+        wait_until(lambda: len(server._flows) == 1, "it waits to be accepted")
+        server.close()
+        waiting.join(DEADLINE)
+        assert [type(error) for error in errors] == [ms.ConnectionRefused]
+
+
+def test_closing_wakes_whoever_opens_or_writes(address: str, threads: Start) -> None:
+    with connected(address, window=1) as (server, client):
+        _, ours = both(server, client)
+        ours.write(b"x")
+        errors: list[BaseException] = []
+        waiting = [
+            threads(_catch, errors, lambda: ours.write(b"y")),
+            threads(_catch, errors, lambda: client.connect(timeout=DEADLINE)),
+        ]
+        wait_until(lambda: len(server._flows) == 2, "the second one is opened")
+        client.close()
+        for thread in waiting:
+            thread.join(DEADLINE)
+        assert [type(error) for error in errors] == [ms.Closed, ms.Closed]
+
+
+def test_a_waiting_writer_ends_with_shutdown_and_close_of_its_own_side(address: str, threads: Start) -> None:
+    with connected(address, window=1) as (server, client):
+        for end in (ByteStream.shutdown_write, ByteStream.close):
+            _, ours = both(server, client)
+            ours.write(b"x")
+            errors: list[BaseException] = []
+            writing = threads(_catch, errors, lambda ours=ours: ours.write(b"y"))
+            end(ours)
+            writing.join(DEADLINE)
+            assert isinstance(errors[0], (ms.BrokenPath, ValueError))
+
+
+def test_whoever_accepts_may_take_longer_than_peers_may_be_silent(address: str, threads: Start) -> None:
+    with connected(address, idle_time=0.05, probe_interval=0.02, probes=2) as (server, client):
+        other, _other = both(server, client)  # there is one to look after
+        opened: list[ByteStream] = []
+        waiting = threads(lambda: opened.append(client.connect(timeout=DEADLINE)))
+        wait_until(lambda: len(server._flows) == 2, "it waits to be accepted")
+        other.settimeout(0.3)
+        with pytest.raises(ms.Timeout):
+            other.read(1)
+        assert other.reason is None
+        theirs = server.accept(DEADLINE)
+        waiting.join(DEADLINE)
+        opened[0].write(b"x")
+        assert theirs.read(1) == b"x"
+        assert theirs.reason is None
+
+
+@pytest.mark.parametrize("idle_time", [1e9, float("inf")])
+def test_keep_alive_may_be_turned_off(ipc: str, idle_time: float) -> None:
+    with connected(ipc, idle_time=idle_time) as (server, client):
+        theirs, _ = both(server, client)
+        client.close()
+        assert theirs.readall() == b""
+        wait_until(lambda: not server.socket.pipes, "connections are still looked after")
+
+
 def test_too_many_wait_to_be_accepted(address: str, threads: Start) -> None:
     with connected(address, backlog=2) as (server, client):
         opened: list[ByteStream] = []
@@ -371,13 +443,46 @@ def test_only_where_it_was_made(ipc: str, processes: Processes) -> None:
                     call()
 
         processes.join(processes.start(child))
-        with pytest.raises(ms.NotSupported):
-            pickle.dumps(server)
+        for one in (server, theirs):
+            with pytest.raises(ms.NotSupported, match="in the other"):
+                pickle.dumps(one)
+
+
+def test_a_child_ends_no_stream_of_its_parent(ipc: str, processes: Processes, threads: Start) -> None:
+    with connected(ipc) as (server, client):
+        theirs, ours = both(server, client)
+
+        def echo() -> None:
+            while part := theirs.read(1 << 16):
+                write_all(theirs, part)
+
+        def child() -> None:
+            ours.close()
+            client.close()
+
+        echoing = threads(echo)
+        for _ in range(5):  # at any instant: also when a thread of the parent has a lock
+            write_all(ours, b"x" * 10000)
+            child_process = processes.start(child)
+            assert read_exactly(ours, 10000) == b"x" * 10000
+            processes.join(child_process)
+        ours.close()
+        echoing.join(DEADLINE)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"window": 0}, {"backlog": 0}, {"idle_time": -1}, {"probe_interval": "x"}, {"probes": 0}, {"no_such": 1}],
+    [
+        {"window": 0},
+        {"backlog": 0},
+        {"idle_time": -1},
+        {"probe_interval": "x"},
+        {"probes": 0},
+        {"no_such": 1},
+        {"no_recv": True},
+        {"no_send": True},
+        {"send_best_effort": True},
+    ],
 )
 def test_bad_options(wrong: dict[str, Any]) -> None:
     with pytest.raises(ms.BadOption):
@@ -395,14 +500,15 @@ def test_connect_with_an_address_is_that_of_all_protocols(address: str) -> None:
 
 # --- peers that do not keep to the rules ---
 
-OPEN, ACCEPT, CREDIT, RESET = 1, 2, 3, 6
+OPEN, ACCEPT, CREDIT, END, CLOSE, RESET, PROBE = range(1, 8)
 
 
 @contextmanager
-def raw_peer(**options: Any) -> Iterator[tuple[Stream, ms.Socket, ByteStream, int]]:
-    """A Stream, a Socket that speaks to it by hand, a stream between the two and its number there."""
+def raw_peer(room: int = 1000, **options: Any) -> Iterator[tuple[Stream, ms.Socket, ByteStream, int]]:
+    """A Stream, a Socket that speaks to it by hand and has room for so many messages, a stream between the two and its
+    number there."""
     name = f"inproc://raw-{os.getpid()}-{time.monotonic_ns()}"
-    with Stream(**options) as server, ms.Socket(recv_timeout=DEADLINE) as peer:
+    with Stream(**options) as server, ms.Socket(recv_timeout=DEADLINE, recv_queue_size=room) as peer:
         server.listen(name)
         peer.dial(name)
         peer.send_msg(ms.Message(struct.pack(">BIII", OPEN, 0, 7, 1000), flags=CONTROL))
@@ -446,6 +552,120 @@ def test_too_much_credit_breaks_the_stream() -> None:
         assert "rules" in str(stream.reason)
 
 
+def fill_inbox(stream: ByteStream) -> int:
+    """Of the peer, which has given credit enough; how many bytes."""
+    stream.settimeout(0.01)
+    return until_full(lambda _: stream.write(b"x"))
+
+
+def test_the_end_is_not_lost_when_the_peer_has_no_room() -> None:
+    with raw_peer(room=2) as (_, peer, stream, number):
+        n = fill_inbox(stream)
+        with pytest.raises(ms.Timeout):
+            stream.shutdown_write()
+        for _ in range(n):
+            assert peer.recv() == struct.pack(">II", 7, number) + b"x"
+        stream.shutdown_write()
+        assert peer.recv() == struct.pack(">BII", END, 7, number)
+
+
+def test_credit_is_not_lost_when_the_peer_has_no_room(threads: Start) -> None:
+    with raw_peer(room=2, window=100) as (_, peer, stream, number):
+        n = fill_inbox(stream)
+        peer.send(struct.pack(">II", number, 7) + b"y" * 100)
+        stream.settimeout(DEADLINE)
+        assert read_exactly(stream, 100) == b"y" * 100  # although nobody can be told
+        reading = threads(stream.read, 1)
+        for _ in range(n):
+            assert peer.recv()[8:] == b"x"
+        given = 0
+        while given < 100:
+            kind, to, origin, more = struct.unpack(">BIII", peer.recv())
+            assert (kind, to, origin) == (CREDIT, 7, number)
+            given += more
+        peer.send(struct.pack(">II", number, 7) + b"z" * 100)
+        reading.join(DEADLINE)
+
+
+def test_a_write_that_found_no_room_may_be_tried_again() -> None:
+    with raw_peer(room=2) as (_, peer, stream, _):
+        n = fill_inbox(stream)
+        for _ in range(n):
+            peer.recv()
+        stream.settimeout(DEADLINE)
+        left = 1000 - n
+        assert stream.write(b"y" * 2000) == left  # no credit was lost
+        assert peer.recv()[8:] == b"y" * left
+
+
+def test_a_peer_that_takes_nothing_keeps_nobody_from_being_accepted(threads: Start) -> None:
+    with raw_peer(room=1) as (server, peer, stream, _), Stream() as client:
+        fill_inbox(stream)
+        for i in range(5):
+            peer.send_msg(ms.Message(struct.pack(">BIII", OPEN, 0, 100 + i, 1000), flags=CONTROL))
+        client.dial(server.socket.pipes[0].address)
+        opened: list[ByteStream] = []
+        opening = threads(lambda: opened.append(client.connect(timeout=DEADLINE)))
+        theirs = server.accept(DEADLINE)
+        opening.join(DEADLINE)
+        opened[0].write(b"x")
+        assert theirs.read(1) == b"x"
+        with pytest.raises(ms.Timeout, match="opened"):
+            server.accept(0.05)
+        got = []
+        while len(got) < 5:  # it takes again what it is told
+            accepting = threads(server.accept, DEADLINE)
+            while (body := peer.recv())[0] != ACCEPT:
+                pass
+            got.append(struct.unpack_from(">I", body, 1)[0])
+            accepting.join(DEADLINE)
+        assert sorted(got) == [100, 101, 102, 103, 104]
+
+
+def test_nothing_is_kept_of_a_peer_that_has_opened_streams_and_gone() -> None:
+    with raw_peer(backlog=4) as (server, _, _, _):
+        address = server.socket.pipes[0].address
+        for _ in range(5):
+            with ms.Socket() as thief:
+                thief.dial(address)
+                for i in range(10):
+                    thief.send_msg(ms.Message(struct.pack(">BIII", OPEN, 0, 1 + i, 1000), flags=CONTROL))
+                wait_until(lambda: len(server._flows) == 5, "as many wait as may")
+            wait_until(lambda: len(server._flows) == 1, "they are forgotten")
+
+
+def test_only_one_accepts_and_only_once(threads: Start) -> None:
+    with raw_peer() as (server, peer, _, _):
+        opened: list[ByteStream] = []
+        opening = threads(lambda: opened.append(server.connect(timeout=DEADLINE)))
+        number = struct.unpack_from(">I", peer.recv(), 5)[0]
+        accept = struct.pack(">BIII", ACCEPT, number, 9, 10)
+        peer.send_msg(ms.Message(accept, flags=CONTROL | NO_SOURCE))  # nobody
+        control(peer, struct.pack(">BII", PROBE, number, 9))  # too early
+        control(peer, struct.pack(">BIII", ACCEPT, number, 0, 10))  # no number
+        for _ in range(2):
+            control(peer, accept)
+        opening.join(DEADLINE)
+        stream = opened[0]
+        stream.settimeout(0.05)
+        peer.send(struct.pack(">II", number, 9) + b"x")
+        assert stream.read(1) == b"x"  # so all before has been heeded
+        assert stream.write(b"x" * 20) == 10
+        with pytest.raises(ms.Timeout):
+            stream.write(b"x")
+
+
+def test_programs_that_know_nothing_of_streams_do_no_harm() -> None:
+    with raw_peer() as (server, peer, stream, number):
+        listener = server.listen("tcp://127.0.0.1:0", raw=True)
+        with socket.create_connection(("127.0.0.1", int(listener.address.rpartition(":")[2])), DEADLINE) as program:
+            program.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            program.shutdown(socket.SHUT_WR)
+            assert program.recv(100) == b""
+        peer.send(struct.pack(">II", number, 7) + b"x")
+        assert stream.read(1) == b"x"
+
+
 def test_resets_are_not_answered() -> None:
     with raw_peer() as (_, peer, stream, number):
         control(peer, struct.pack(">BII", RESET, 12345, 7) + b"why")
@@ -456,15 +676,24 @@ def test_resets_are_not_answered() -> None:
             peer.recv(0.02)
 
 
+def _almost_right() -> st.SearchStrategy[bytes]:
+    """Control messages from the right peer, whose stream's number is to be put where the stars are."""
+    kinds = st.integers(0, 10).map(lambda kind: bytes([kind]))
+    numbers = st.sampled_from([b"****", b"\0\0\0\0", b"\0\0\0\7", b"\xff\xff\xff\xff"])
+    return st.tuples(kinds, numbers, numbers, st.binary(max_size=8)).map(b"".join)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(bodies=st.lists(st.tuples(st.binary(max_size=40), st.booleans()), max_size=30))
-def test_nonsense_does_no_harm(bodies: list[tuple[bytes, bool]]) -> None:
-    with raw_peer(backlog=3) as (server, peer, _, _):
-        for body, is_control in bodies:
-            if is_control:
-                control(peer, body)
-            else:
-                peer.send(body)
+@given(
+    bodies=st.lists(
+        st.tuples(st.binary(max_size=40) | _almost_right(), st.sampled_from([0, CONTROL, NO_SOURCE, RAW])), max_size=30
+    )
+)
+def test_nonsense_does_no_harm(bodies: list[tuple[bytes, int]]) -> None:
+    with raw_peer(backlog=3) as (server, peer, _, number):
+        for body, flags in bodies:
+            body = body.replace(b"****", struct.pack(">I", number))
+            peer.send_msg(ms.Message(body, flags=flags))
         opened = threading.Thread(target=lambda: server.connect(timeout=DEADLINE).close())
         opened.start()
         while True:
