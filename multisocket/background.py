@@ -23,6 +23,9 @@ from .descriptors import blank
 
 log = logging.getLogger("multisocket")
 
+# Seconds until the next look at the timers, at most: a selector takes no time that is too long, or endless.
+_LONGEST_WAIT = 3600.0
+
 
 class Timer:
     """A call that is due at some time, until it is cancelled."""
@@ -122,7 +125,7 @@ class Background:
     def _until_next_timer(self) -> float | None:
         if self._soon:
             return 0
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), _LONGEST_WAIT) if self._timers else None
 
     def _fire_timers(self) -> None:
         now = time.monotonic()
