@@ -8,8 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, Timeout
+from ..errors import BadOption, Closed, Error
 from ..message import Message
+from ..protocol.switch import NOT_PASSED, ways
 from .protocol import Protocol
 from .socket import Socket
 
@@ -23,7 +24,9 @@ class Switch:
 
     def __init__(self, front: Socket, back: Socket, middleware: Middleware | None) -> None:
         self._middleware = middleware
-        self._ways = [(front, back)] if front is back else [(front, back), (back, front)]
+        wrapped = {front.socket: front, back.socket: back}
+        self._sockets = (front, back)
+        self._ways = [(wrapped[origin], wrapped[target]) for origin, target in ways(front.socket, back.socket)]
         self.forwarded = 0
         """Messages that were passed on."""
         self.dropped = 0
@@ -32,11 +35,13 @@ class Switch:
 
     async def join(self) -> None:
         """Waits until it has ended, because one of its Sockets was closed."""
-        await asyncio.gather(*self._tasks)
+        others = [task for task in self._tasks if task is not asyncio.current_task()]
+        if others:
+            await asyncio.wait(others)
 
     async def close(self) -> None:
         """Closes both Sockets, and with them the switch."""
-        for sock, _ in self._ways:
+        for sock in self._sockets:
             await sock.close()
         await self.join()
 
@@ -54,12 +59,18 @@ class Switch:
                 msg = await origin.recv_msg(None, copy=False)
                 is_on = await self._pass_on(msg, origin, target)
             except Closed:
-                return
+                return self._end()
             except Error as error:
                 log.warning("a switch could not receive: %s", error)
                 continue
             self.forwarded += is_on
             self.dropped += not is_on
+
+    def _end(self) -> None:
+        """One way has ended, and so do both."""
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
 
     async def _pass_on(self, msg: Message, origin: Socket, target: Socket) -> bool:
         with msg:
@@ -70,7 +81,7 @@ class Switch:
                 await target.send_msg(passed)
             except Closed:
                 raise
-            except (BrokenPath, MessageDropped, Timeout, ContentTooLong) as error:
+            except NOT_PASSED as error:
                 log.debug("a switch dropped a message: %s", error)
                 return False
             except Exception:

@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
-from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, Timeout
+from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, NotSupported, Timeout
 from ..message import Message
 from ..socket import Socket
 from .protocol import Protocol
 
 log = logging.getLogger("multisocket")
 
+# Seconds after which one way notices that the Socket at its other end was closed.
+_LOOK_TIME = 0.5
+
 Middleware = Callable[[Message, Socket], Message | None]
 """Gets each message and the Socket that it came to; gives the message to pass on (that one, or
 ``msg.with_content(…)``), or None to drop it."""
+
+
+NOT_PASSED = (BrokenPath, MessageDropped, Timeout, ContentTooLong, NotSupported)
+"""Errors of a send after which a message is dropped, and the next one passed on."""
 
 
 class Switch:
@@ -34,7 +42,8 @@ class Switch:
 
     def __init__(self, front: Socket, back: Socket, middleware: Middleware | None) -> None:
         self._middleware = middleware
-        self._ways = [(front, back)] if front is back else [(front, back), (back, front)]
+        self._sockets = (front, back)
+        self._ways = ways(front, back)
         self._lock = threading.Lock()
         self._forwarded = self._dropped = 0
         self._threads = [threading.Thread(target=self._forward, args=way, daemon=True) for way in self._ways]
@@ -58,13 +67,15 @@ class Switch:
         :param timeout: seconds; None for ever.
         :returns: whether it has.
         """
+        end = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            if thread is not threading.current_thread():
+                thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
         """Closes both Sockets (for all, where they were made here), and with them the switch."""
-        for sock, _ in self._ways:
+        for sock in self._sockets:
             sock.close()
         self.join()
 
@@ -77,12 +88,14 @@ class Switch:
         self.close()
 
     def _forward(self, origin: Socket, target: Socket) -> None:
-        while True:
+        while not target.closed:
             try:
-                msg = origin.recv_msg(None, copy=False)
+                msg = origin.recv_msg(_LOOK_TIME, copy=False)
                 is_on = self._pass_on(msg, origin, target)
             except Closed:
                 return
+            except Timeout:
+                continue
             except Error as error:
                 log.warning("a switch could not receive: %s", error)
                 continue
@@ -99,7 +112,7 @@ class Switch:
                 target.send_msg(passed)
             except Closed:
                 raise
-            except (BrokenPath, MessageDropped, Timeout, ContentTooLong) as error:
+            except NOT_PASSED as error:
                 log.debug("a switch dropped a message: %s", error)
                 return False
             except Exception:
@@ -123,6 +136,18 @@ def switch(front: Socket | Protocol, back: Socket | Protocol, middleware: Middle
     take answers cannot keep others from getting theirs.
     """
     return Switch(_socket_of(front), _socket_of(back), middleware)
+
+
+def ways(front: Socket, back: Socket) -> list[tuple[Socket, Socket]]:
+    """From where to where: from Sockets that receive.
+
+    :raises BadOption: neither does.
+    """
+    both = [(front, back)] if front is back else [(front, back), (back, front)]
+    found = [way for way in both if not way[0]._options["no_recv"]]
+    if not found:
+        raise BadOption("neither of the switch's Sockets receives: make one of them without no_recv")
+    return found
 
 
 def _socket_of(end: Socket | Protocol) -> Socket:
