@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..errors import Error
 from ..message import Message
-from ..protocol.answers import HEAD_SIZE, Numbers
+from ..protocol.answers import Numbers, asker_of
 from ..shm import UNSET
 from .socket import Socket
 from .waiting import waiting
@@ -73,6 +73,6 @@ class Answers:
             msg = self._socket._poll(True)
             if msg is UNSET:
                 return
-            asker = self._askers.get(msg.content[:HEAD_SIZE])
+            asker = asker_of(self._askers, msg)
             if asker is not None:
                 asker.told(msg)

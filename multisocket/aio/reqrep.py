@@ -12,7 +12,7 @@ from .. import protocol as blocking
 from ..errors import BadOption, BrokenPath, Closed, Error, Timeout
 from ..message import Message
 from ..protocol.answers import content_of, joined
-from ..protocol.reqrep import TIMEOUT, failure_of, request_of
+from ..protocol.reqrep import NO_REPLY, TIMEOUT, failure_of, request_of
 from ..shm import UNSET, Unset
 from .answers import Answers, Asker
 from .protocol import Protocol
@@ -36,6 +36,12 @@ class Req(Protocol):
         super().__init__(req.socket)
         self._resender = req._resender
         self._answers = Answers(self.socket)
+
+    async def close(self) -> None:
+        """See :meth:`multisocket.Socket.close`. Who waits for a reply gets :class:`multisocket.Closed`."""
+        await super().close()
+        if self._resender is not None:
+            self._resender.close()
 
     async def request(self, content: ReadableBuffer, timeout: float | None = TIMEOUT) -> bytes:
         """See :meth:`multisocket.protocol.Req.request`. Cancelled, the request is forgotten."""
@@ -177,7 +183,7 @@ class Rep(Protocol):
             return await request.fail(error)
         try:
             await request.reply(content)
-        except (TypeError, BufferError) as error:
+        except NO_REPLY as error:
             await request.fail(error)
 
     async def _handled(self, content: bytes) -> Any:

@@ -12,6 +12,7 @@ from .. import protocol as blocking
 from ..errors import Error
 from ..message import CONTROL, Message
 from ..protocol.answers import HEAD_SIZE, joined
+from ..protocol.reqrep import NO_REPLY
 from ..protocol.survey import DEADLINE
 from .answers import Answers, Asker
 from .protocol import Protocol
@@ -60,5 +61,9 @@ class Respondent(Rep):
         except Exception:
             log.warning("a handler raised: there is no response", exc_info=True)
             return
-        if content is not None:
+        if content is None:
+            return
+        try:
             await request.reply(content)
+        except NO_REPLY as error:
+            log.warning("what a handler gave cannot be sent: %s", error)

@@ -14,10 +14,11 @@ import itertools
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..errors import Closed, Error, NotSupported, RemoteError, Timeout
-from ..message import CONTROL, Message
+from ..message import CONTROL, TO_DESTINATION, Message
 from ..socket import Socket
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ HEAD_SIZE = 4
 
 # Answers taken at a go by the thread that serves Futures.
 _BATCH = 64
+
+
+AnyAsker = TypeVar("AnyAsker")
 
 
 class Asker(Protocol):
@@ -100,6 +104,7 @@ class Answers:
         self._askers: dict[bytes, Asker] = {}
         self._numbers = Numbers(sock)
         self._turn = threading.Lock()
+        self._leader = 0  # the thread that receives
         self._waiting: dict[Waiter, None] = {}
         self._futures: set[bytes] = set()
         self._is_needed = threading.Event()
@@ -125,22 +130,30 @@ class Answers:
         :raises Timeout: that time came first.
         :raises Closed: the Socket is closed.
         """
-        if self._turn.acquire(blocking=False):
+        if self._leader == threading.get_ident():  # it asks from within ``told``: nobody else can receive
+            self._receive_for(waiter, end)
+        elif self._turn.acquire(blocking=False):
             self._lead(waiter, end)
         else:
             self._follow(waiter, end)
 
     def _lead(self, waiter: Waiter, end: float | None) -> None:
         """Receives, with the turn."""
+        self._leader = threading.get_ident()
+        try:
+            self._receive_for(waiter, end)
+        finally:
+            self._leader = 0
+            self._turn.release()
+            if self._waiting:
+                self._promote()
+
+    def _receive_for(self, waiter: Waiter, end: float | None) -> None:
         try:
             while not waiter.is_done:
                 self._give(self._socket.recv_msg(_left(end)))
         except Timeout:
             raise _late() from None
-        finally:
-            self._turn.release()
-            if self._waiting:
-                self._promote()
 
     def _follow(self, waiter: Waiter, end: float | None) -> None:
         waiter.wake = threading.Lock()
@@ -151,7 +164,8 @@ class Answers:
                 if self._turn.acquire(blocking=False):
                     return self._lead(waiter, end)
                 left = _left(end)
-                if not waiter.wake.acquire(timeout=-1 if left is None else left) and not waiter.is_done:
+                patience = -1 if left is None else min(left, threading.TIMEOUT_MAX)
+                if not waiter.wake.acquire(timeout=patience) and not waiter.is_done:
                     raise _late()
         finally:
             del self._waiting[waiter]
@@ -165,8 +179,8 @@ class Answers:
                 return wake(waiter)
 
     def _give(self, msg: Message) -> None:
-        asker = self._askers.get(msg.content[:HEAD_SIZE])
-        if asker is not None:  # else it is late, or nobody's
+        asker = asker_of(self._askers, msg)
+        if asker is not None:
             asker.told(msg)
 
     # --- askers that do not wait ---
@@ -190,30 +204,47 @@ class Answers:
                 self._thread.start()
 
     def _receive(self) -> None:
-        try:
-            while True:
-                self._is_needed.wait()
+        while True:
+            self._is_needed.wait()
+            failure: Exception | None = None
+            try:
                 with self._turn:
                     self._receive_while_needed()
-                self._promote()
-        except Error as error:
+            except Exception as error:  # out of memory, for one: who asks next may be luckier
+                failure = error
             self._promote()  # they find out by themselves
-            self._fail_all(error)
+            if failure is not None:
+                self._fail_all(failure)
+            if isinstance(failure, Closed):
+                return
 
     def _receive_while_needed(self) -> None:
-        while self._futures:
-            for msg in self._socket.recv_msgs(_BATCH, None):
-                self._give(msg)
+        self._leader = threading.get_ident()
+        try:
+            while self._futures:
+                for msg in self._socket.recv_msgs(_BATCH, None):
+                    self._give(msg)
+        finally:
+            self._leader = 0
         self._is_needed.clear()
         if self._futures:
             self._is_needed.set()
 
     def _fail_all(self, error: Exception) -> None:
-        while self._futures:
-            head = self._futures.pop()
+        while True:
+            try:
+                head = self._futures.pop()
+            except KeyError:
+                return
             asker = self._askers.pop(head, None)
             if asker is not None:
                 asker.failed(error)
+
+
+def asker_of(askers: Mapping[bytes, AnyAsker], msg: Message) -> AnyAsker | None:
+    """Whose answer it is; None: it is late, or nobody's. Answers alone go to a destination: a question that comes back
+    in a circle is none."""
+    return askers.get(msg.content[:HEAD_SIZE]) if msg.send_type == TO_DESTINATION else None
 
 
 def wake(waiter: Waiter) -> None:

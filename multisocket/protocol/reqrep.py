@@ -16,7 +16,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadOption, BrokenPath, Closed, Error
+from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error
 from ..message import CONTROL, TO_DESTINATION, Message
 from ..shm import UNSET, Unset
 from ..socket import Socket
@@ -32,6 +32,9 @@ log = logging.getLogger("multisocket")
 TIMEOUT = 16.0
 """Seconds that a request waits for its reply, when it does not say."""
 
+NO_REPLY = (TypeError, BufferError, MemoryError, ContentTooLong)
+"""What is raised when something cannot be sent as a reply, whoever has asked."""
+
 
 class Req(LocalProtocol):
     """Asks. Any number of threads may have requests outstanding, all in the process that made it.
@@ -42,7 +45,7 @@ class Req(LocalProtocol):
     """
 
     def __init__(self, *, resend: float | None = None, **options: Any) -> None:
-        if resend is not None and not (isinstance(resend, (int, float)) and resend > 0):
+        if resend is not None and not (isinstance(resend, (int, float)) and resend > 0 and resend is not True):
             raise BadOption(f"option resend takes seconds, more than 0, or None, not {resend!r}")
         super().__init__(**options)
         self._answers = Answers(self.socket)
@@ -83,6 +86,12 @@ class Req(LocalProtocol):
             self._forget_future(future.head)
             raise
         return future
+
+    def close(self) -> None:
+        """See :meth:`multisocket.Socket.close`. Who waits for a reply gets :class:`multisocket.Closed`."""
+        super().close()
+        if self._resender is not None:
+            self._resender.close()
 
     def _send(self, head: bytes, content: ReadableBuffer, timeout: float | Unset | None) -> None:
         if self._resender is not None:
@@ -136,6 +145,7 @@ class _Future(Future[bytes]):
         self._done_callbacks: list[Any] = []
         self._req = req
         self._made: threading.Condition | None = None
+        self._is_cancel_told = False
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -180,7 +190,13 @@ class _Future(Future[bytes]):
 
     def cancel(self) -> bool:
         self._req._forget_future(self.head)
-        return super().cancel()
+        if not super().cancel():
+            return False
+        with self._req._lock:
+            is_first, self._is_cancel_told = not self._is_cancel_told, True
+        if is_first:
+            self.set_running_or_notify_cancel()  # for concurrent.futures.wait and as_completed
+        return True
 
 
 class Request:
@@ -213,9 +229,17 @@ class Request:
 
 def failure_of(request: Request, error: BaseException | str) -> Message:
     """The message that tells what went wrong."""
-    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    body = request._head + reason.encode(errors="replace")
+    body = request._head + _reason(error).encode(errors="replace")
     return Message(body, send_type=TO_DESTINATION, destination=request._source, flags=CONTROL)
+
+
+def _reason(error: BaseException | str) -> str:
+    if isinstance(error, str):
+        return error
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # of its __str__
+        return type(error).__name__
 
 
 def request_of(sock: Socket, msg: Message) -> Request | None:
@@ -240,7 +264,7 @@ class Rep(Protocol):
     def __init__(
         self, handler: Callable[[bytes], ReadableBuffer | None] | None = None, *, workers: int = 1, **options: Any
     ) -> None:
-        if not isinstance(workers, int) or workers < 1:
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise BadOption(f"option workers takes a number of threads, 1 or more, not {workers!r}")
         super().__init__(**options)
         self._handler = handler
@@ -280,8 +304,8 @@ class Rep(Protocol):
     def close(self) -> None:
         """See :meth:`multisocket.Socket.close`. Waits for handlers that are at work."""
         super().close()
-        while self._threads:
-            thread = self._threads.pop()
+        threads, self._threads = self._threads, []
+        for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
 
@@ -314,7 +338,7 @@ class Rep(Protocol):
             return request.fail(error)
         try:
             request.reply(content)  # type: ignore[arg-type]
-        except (TypeError, BufferError) as error:
+        except NO_REPLY as error:
             request.fail(error)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..background import Timer, background
 from ..connector import Pipe
-from ..errors import BrokenPath, Error, Timeout
+from ..errors import BrokenPath, Closed, Error, Timeout
 from ..shm import Unset
 from ..socket import Socket
 
@@ -49,18 +49,20 @@ class Resender:
             pipe = self._choose(0)
             self._assign(head, request, pipe)
             self._look_at(request.due)
-        if not pipe:
-            return
         try:
-            self._socket._send_through(pipe, body, timeout)
+            if pipe:
+                self._socket._send_through(pipe, body, timeout)
         except BrokenPath:
             self._lose(head, pipe)
+        if self._socket.closed:  # meanwhile: nobody will send it
+            raise Closed("this Socket was closed: make a new one")
 
     def post(self, head: bytes, body: bytes) -> None:
         """The same for one who cannot wait: it is sent by the background thread."""
         with self._lock:
-            self._requests[head] = _Request(body, time.monotonic())
-            self._look_at(0.0)
+            request = self._requests[head] = _Request(body, time.monotonic() + self._period)
+            self._look_at(request.due)
+        background().call(lambda: self._send_posted(head))
 
     def forget(self, head: bytes) -> None:
         """It has its reply, or nobody wants one any more."""
@@ -68,6 +70,13 @@ class Resender:
             request = self._requests.pop(head, None)
             if request is not None and request.pipe in self._held:
                 self._held[request.pipe].discard(head)
+
+    def close(self) -> None:
+        """The Socket is closed."""
+        with self._lock:
+            self._requests.clear()
+            if self._timer is not None:
+                self._timer.cancel()
 
     # --- with the lock ---
 
@@ -129,6 +138,11 @@ class Resender:
                 soonest = min(request.due for request in self._requests.values())
                 self._look_at(max(soonest, now + _RETRY_TIME))
 
+    def _send_posted(self, head: bytes) -> None:
+        request = self._requests.get(head)
+        if request is not None and not request.pipe:  # else it was faster to look for what is due
+            self._send_again(head)
+
     def _send_again(self, head: bytes) -> None:
         with self._lock:
             request = self._requests.get(head)
@@ -143,6 +157,8 @@ class Resender:
         try:
             self._socket._send_through(pipe, request.body, 0)
         except (Timeout, BrokenPath):
-            request.due = time.monotonic() + _RETRY_TIME
+            with self._lock:
+                request.due = time.monotonic() + _RETRY_TIME
+                self._look_at(request.due)
         except Error:  # it is too long for that one, or the Socket is closed: who has asked finds out by itself
             return

@@ -15,7 +15,7 @@ from ..errors import Timeout
 from ..message import CONTROL, Message
 from .answers import HEAD_SIZE, Answers, Waiter, joined, wake
 from .protocol import LocalProtocol
-from .reqrep import Rep, Request
+from .reqrep import NO_REPLY, Rep, Request
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -44,24 +44,23 @@ class Surveyor(LocalProtocol):
         :raises Timeout: some had no room for the question in that time.
         :raises Closed, ContentTooLong: as ``Socket.send_all``.
         """
+        responses = self._responses(content, deadline)
+        next(responses)  # asks; and from now on it forgets the survey when it is given up, which else it would not
+        return responses
+
+    def _responses(self, content: ReadableBuffer, deadline: float) -> Iterator[bytes]:
         end = time.monotonic() + deadline
         survey = _Survey()
         head = self._answers.expect(survey)
         try:
             self.socket.send_all(joined(head, content), deadline)
-        except BaseException:
-            self._answers.forget(head)
-            raise
-        return self._responses(head, survey, end)
-
-    def _responses(self, head: bytes, survey: _Survey, end: float) -> Iterator[bytes]:
-        try:
+            yield b""
             while True:
                 try:
                     self._answers.wait(survey, end)
                 except Timeout:
                     return
-                yield survey.take()
+                yield from survey.take()
         finally:
             self._answers.forget(head)
 
@@ -83,13 +82,10 @@ class _Survey(Waiter):
     def failed(self, error: Exception) -> None:
         """The thread finds out by itself."""
 
-    def take(self) -> bytes:
-        response = self._responses.popleft()
-        # In this order, else one that comes in between would not be noticed.
-        self.is_done = False
-        if self._responses:
-            self.is_done = True
-        return response
+    def take(self) -> list[bytes]:
+        """What has come. It may be nothing: in the time between the two steps of ``told``."""
+        self.is_done = False  # first, else one that comes meanwhile would not be noticed
+        return [self._responses.popleft() for _ in range(len(self._responses))]
 
 
 class Respondent(Rep):
@@ -103,5 +99,9 @@ class Respondent(Rep):
         except Exception:
             log.warning("a handler raised: there is no response", exc_info=True)
             return
-        if content is not None:
+        if content is None:
+            return
+        try:
             request.reply(content)
+        except NO_REPLY as error:
+            log.warning("what a handler gave cannot be sent: %s", error)
