@@ -13,6 +13,7 @@ import multisocket as ms
 import multisocket.aio as aio
 from conftest import DEADLINE, Processes
 from multisocket import protocol
+from multisocket.background import background
 
 from .test_socket import run
 
@@ -249,6 +250,72 @@ def test_surveys(address: str) -> None:
             for survey in both:
                 await survey.aclose()
             assert not surveyor._answers._askers
+
+    run(main())
+
+
+def test_a_switch_ends_with_either_socket(address: str) -> None:
+    async def main() -> None:
+        for which in range(2):
+            sockets = [aio.Socket(), aio.Socket()]
+            async with aio.switch(*sockets) as running:
+                await sockets[which].close()
+                await asyncio.wait_for(running.join(), DEADLINE)
+                assert not sockets[1 - which].socket.closed
+        async with aio.Pull() as pull, aio.Push() as push, aio.Push() as source, aio.Pull() as target:
+            await pull.listen(address)
+            await source.dial(address)
+            await push.dial((await target.listen("inproc://target")).address)
+            async with aio.switch(pull, push):
+                await source.send(b"x")
+                assert await target.recv() == b"x"
+
+    run(main())
+
+
+def test_a_question_that_comes_back_is_no_answer(address: str) -> None:
+    async def main() -> None:
+        hub = aio.Socket()
+        async with aio.switch(hub, hub), aio.Req() as req, aio.Surveyor() as surveyor:
+            await hub.listen(address)
+            await req.dial(address)
+            with pytest.raises(ms.Timeout):
+                await req.request(b"x", 0.1)
+            await surveyor.dial(address)
+            assert [response async for response in surveyor.survey(b"?", 0.1)] == []
+
+    run(main())
+
+
+def test_no_handler_ends_its_respondent(address: str) -> None:
+    async def handler(content: bytes) -> Any:
+        return 7 if content == b"number" else content
+
+    async def main() -> None:
+        async with aio.Surveyor() as surveyor, aio.Respondent(handler, workers=1) as respondent:
+            await surveyor.listen(address)
+            await respondent.dial(address)
+            respondent.start()
+            await until(lambda: surveyor.socket.pipes)
+            assert [response async for response in surveyor.survey(b"number", 0.05)] == []
+            async for response in surveyor.survey(b"goes on", DEADLINE):
+                assert response == b"goes on"
+                break
+
+    run(main())
+
+
+def test_resending_keeps_no_timers(address: str) -> None:
+    async def main() -> None:
+        async with aio.Rep(lambda content: content) as rep, aio.Req(resend=1000.0) as req:
+            await rep.listen(address)
+            rep.start()
+            await req.dial(address)
+            await req.request(b"x")
+            before = len(background()._timers)
+            for _ in range(300):
+                await req.request(b"x")
+            assert len(background()._timers) < before + 100
 
     run(main())
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
 import pickle
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, wait
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, as_completed, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +213,159 @@ def test_workers_answer_at_the_same_time(address: str) -> None:
         assert [future.result(DEADLINE) for future in futures] == [b"x"] * 3
 
 
+def test_threads_futures_and_errors_at_once(address: str, threads: Start) -> None:
+    """Everything that hands the receiving on: replies, timeouts, cancelling, futures and callbacks that ask."""
+
+    def handler(content: bytes) -> Any:
+        if content.startswith(b"raise"):
+            raise ValueError("as asked")
+        return content * 2
+
+    with connected(address, handler) as (_, req):
+        wrong: list[object] = []
+
+        def ask(number: int) -> None:
+            for i in range(500):
+                content = b"%d.%d." % (number, i)
+                if i % 50 == 7:  # may come in time, or late
+                    with suppress(ms.Timeout):
+                        req.request(content, 0.0001)
+                elif i % 50 == 8:
+                    with suppress(ms.RemoteError):
+                        wrong.append(req.request(b"raise" + content, DEADLINE))
+                elif req.request(content, DEADLINE) != content * 2:
+                    wrong.append(content)
+
+        def ask_async(number: int) -> None:
+            for i in range(100):
+                content = b"%d/%d." % (number, i)
+                futures = [req.request_async(content) for _ in range(10)]
+                futures[i % 10].cancel()
+                answered = [one for one in as_completed(futures, DEADLINE) if not one.cancelled()]
+                wrong.extend(one for one in answered if one.result() != content * 2)
+
+        def guarded(function: Callable[[int], None], number: int) -> None:
+            try:
+                function(number)
+            except BaseException as error:
+                wrong.append(error)
+
+        started = [threads(guarded, ask, number) for number in range(20)]
+        started += [threads(guarded, ask_async, number) for number in range(3)]
+        for thread in started:
+            thread.join(2 * DEADLINE)
+        assert not wrong
+        assert not any(thread.is_alive() for thread in started)
+        assert not req._answers._askers
+        assert not req._answers._waiting
+        assert not req._answers._futures
+
+
+def test_a_cancelled_future_is_done_for_those_who_wait(address: str, threads: Start) -> None:
+    with connected(address) as (rep, req):
+        future = req.request_async(b"x")
+        done: list[object] = []
+        waiting = [threads(lambda: done.append(wait([future], DEADLINE).done)) for _ in range(2)]
+        cancelling = [threads(future.cancel) for _ in range(4)]
+        for thread in [*waiting, *cancelling]:
+            thread.join(DEADLINE)
+        assert done == [{future}] * 2
+        assert future.cancel()
+        assert list(as_completed([future], 0)) == [future]
+        rep.recv(DEADLINE).reply(b"late")
+
+
+def test_a_callback_may_ask(address: str) -> None:
+    """Although it runs in the thread that receives."""
+    with connected(address, double) as (_, req):
+        replies: list[bytes] = []
+        done = threading.Event()
+
+        def ask_again(future: Future[bytes]) -> None:
+            reply = req.request(future.result(), DEADLINE)
+            replies.extend([reply, req.request(reply, DEADLINE)])
+            req.request_async(b"y").add_done_callback(lambda _: done.set())
+
+        req.request_async(b"x").add_done_callback(ask_again)
+        assert done.wait(DEADLINE)
+        assert replies == [b"x" * 4, b"x" * 8]
+
+
+def test_waiting_for_ever(address: str, threads: Start) -> None:
+    """None, or endless seconds: also for those who do not receive themselves."""
+    with connected(address) as (rep, req):
+        replies: list[bytes] = []
+        for timeout in (None, math.inf, 1e300, None, math.inf):
+            threads(lambda timeout=timeout: replies.append(req.request(b"x", timeout)))
+        for _ in range(5):
+            rep.recv(DEADLINE).reply(b"y")
+        wait_until(lambda: len(replies) == 5, "all have their reply")
+
+
+class _NoText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_no_handler_ends_its_rep(address: str) -> None:
+    """Whatever it raises, or gives."""
+
+    def handler(content: bytes) -> Any:
+        if content == b"no text":
+            raise _NoText
+        if content == b"closed":
+            raise ms.Closed("something else")
+        return {b"nothing": None, b"text": "x", b"gaps": memoryview(b"abcd")[::2]}.get(content, content)
+
+    with connected(address, handler) as (_, req):
+        for content, error in [
+            (b"no text", "_NoText"),
+            (b"closed", "Closed: something else"),
+            (b"nothing", "TypeError"),
+            (b"text", "TypeError"),
+            (b"gaps", "TypeError"),
+        ]:
+            with pytest.raises(ms.RemoteError, match=error):
+                req.request(content, DEADLINE)
+        assert req.request(b"goes on", DEADLINE) == b"goes on"
+
+
+@pytest.mark.local
+def test_a_reply_that_is_too_long_is_the_requesters_error(address: str) -> None:
+    with connected(address, lambda content: content * 100, max_recv_content_length=1000) as (_, req):
+        with pytest.raises(ms.RemoteError, match="ContentTooLong"):
+            req.request(b"x" * 100, DEADLINE)
+        assert req.request(b"x", DEADLINE) == b"x" * 100
+
+
+@pytest.mark.local
+def test_a_request_that_is_too_long(address: str) -> None:
+    with Rep(double, max_recv_content_length=100) as rep, Req() as req:
+        rep.listen(address)
+        req.dial(address)
+        rep.start()
+        for call in (req.request, req.request_async):
+            with pytest.raises(ms.ContentTooLong):
+                call(b"x" * 200)
+        assert not req._answers._askers
+        assert not req._answers._futures
+        assert req.request(b"x", DEADLINE) == b"xx"
+
+
+def test_a_handler_may_close_its_rep(address: str) -> None:
+    def handler(content: bytes) -> bytes:
+        rep.close()
+        return content
+
+    with Rep(handler, send_stop_timeout=0) as rep, Req() as req:
+        rep.listen(address)
+        req.dial(address)
+        rep.start()
+        with pytest.raises(ms.Timeout):
+            req.request(b"x", 0.2)
+        wait_until(lambda: rep.socket.closed, "it is closed")
+
+
 # --- resend ---
 
 
@@ -315,6 +471,102 @@ def test_nothing_is_sent_twice_without_resend(address: str) -> None:
         assert future.result(DEADLINE) == b"y"
 
 
+@pytest.mark.parametrize("method", START_METHODS)
+def test_requests_survive_many_kills(ipc: str, processes: Processes, method: str) -> None:
+    """Workers behind connections of their own; of those that are killed, others take over."""
+    with Req(resend=1000.0) as req:
+        req.listen(ipc)
+        workers = [processes.start(_serve, ipc, method=method) for _ in range(3)]
+        wait_until(lambda: len(req.socket.pipes) == 3, "all are connected")
+        for _ in range(3):
+            futures = [req.request_async(b"%d" % i) for i in range(200)]
+            workers.pop(0).kill()
+            workers.append(processes.start(_serve, ipc, method=method))
+            assert [future.result(DEADLINE) for future in futures] == [b"%d" % i * 2 for i in range(200)]
+        assert not req._resender._requests  # type: ignore[union-attr]
+        assert not req._answers._askers
+        req.close()
+
+
+def _serve(address: str) -> None:
+    with Rep(double) as rep:
+        rep.dial(address, dial_async=True)
+        rep.serve()
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_listening_worker_is_killed(ipc: str, folder: Path, processes: Processes, method: str) -> None:
+    """Another one listens at the same path, and gets what the first one had."""
+    with Req(resend=1000.0) as req:
+        first = processes.start(_listen_and_hold, ipc, method=method)
+        wait_until(lambda: os.path.exists(folder / "s"), "the first one listens")
+        req.dial(ipc, min_reconnect_time=0.01, max_reconnect_time=0.1, dial_async=True)
+        wait_until(lambda: req.socket.pipes, "it is connected")
+        future = req.request_async(b"x")
+        wait_until(lambda: req.socket.stats()["sent"], "it has the request")
+        first.kill()
+        with Rep(double) as rep:
+            wait_until(lambda: ms.clean() is not None and not os.path.exists(folder / "s"), "its path is free")
+            rep.listen(ipc)
+            rep.start()
+            assert future.result(DEADLINE) == b"xx"
+
+
+def _listen_and_hold(address: str) -> None:
+    with Rep() as rep:
+        rep.listen(address)
+        for request in rep:
+            assert request.content
+
+
+def test_a_resend_far_away(address: str) -> None:
+    """No selector takes such a time; and all Sockets share one."""
+    for resend in (1e7, 1e300, math.inf):
+        with connected(address, double, resend=resend) as (_, req):
+            assert req.request(b"x", DEADLINE) == b"xx"
+    with connected(address, double, resend=0.05) as (_, req):
+        assert req.request(b"x", DEADLINE) == b"xx"
+
+
+def test_nothing_is_kept_of_a_closed_req(address: str) -> None:
+    with Rep(double) as rep:
+        rep.listen(address)
+        rep.start()
+        sockets = []
+        for _ in range(5):
+            with Req(resend=1000.0, send_stop_timeout=0) as req:
+                req.dial(address)
+                assert req.request(b"x", DEADLINE) == b"xx"
+                sockets.append(weakref.ref(req.socket))
+            del req
+        wait_until(lambda: gc.collect() is not None and not any(one() for one in sockets), "they are gone")
+
+
+@pytest.mark.parametrize("resend", [None, 1000.0])
+def test_closing_while_many_ask(address: str, threads: Start, resend: float | None) -> None:
+    """Whatever was asked before, or in the same moment, has an end."""
+    for _ in range(10):
+        futures: list[Future[bytes]] = []
+        with Req(resend=resend, send_stop_timeout=0) as req, Rep() as rep:
+            rep.listen(address)
+            req.dial(address)
+
+            asking = [threads(_ask_until_closed, req, futures) for _ in range(3)]
+            rep.recv(DEADLINE)
+            req.close()
+            for thread in asking:
+                thread.join(DEADLINE)
+                assert not thread.is_alive()
+            assert not wait(futures, DEADLINE).not_done
+            assert {type(future.exception(0)) for future in futures} == {ms.Closed}
+
+
+def _ask_until_closed(req: Req, futures: list[Future[bytes]]) -> None:
+    with suppress(ms.Closed):
+        while True:
+            futures.append(req.request_async(b"x"))
+
+
 # --- what should not be ---
 
 
@@ -370,10 +622,14 @@ def test_only_where_it_was_made(ipc: str, processes: Processes) -> None:
 
 
 def test_bad_options() -> None:
-    for wrong in (0, -1, "1"):
+    for wrong in (0, -1, "1", True, math.nan):
         with pytest.raises(ms.BadOption, match="resend"):
             Req(resend=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ms.BadOption, match="workers"):
-        Rep(double, workers=0)
+    for wrong in (0, -1, 1.5, "1", True, None):
+        with pytest.raises(ms.BadOption, match="workers"):
+            Rep(double, workers=wrong)  # type: ignore[arg-type]
+    for kind in (Req, Rep):
+        with pytest.raises(ms.BadOption, match="nonsense"):
+            kind(nonsense=1)
     with Rep() as rep, pytest.raises(ms.BadOption, match="handler"):
         rep.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import threading
 from collections.abc import Callable
@@ -76,6 +77,105 @@ def test_several_threads_survey_at_once(address: str, threads: Start) -> None:
         for thread in [threads(ask, number) for number in range(20)]:
             thread.join(DEADLINE)
         assert found == {number: [b"%d" % number] * 2 for number in range(20)}
+
+
+def test_a_survey_that_is_given_up_is_forgotten(address: str) -> None:
+    with Surveyor() as surveyor, Respondent(lambda content: content) as respondent:
+        connect(surveyor, address, respondent)
+        respondent.start()
+        for _ in range(10):
+            surveyor.survey(b"nobody looks", DEADLINE)
+        for response in surveyor.survey(b"one is enough", DEADLINE):
+            assert response == b"one is enough"
+            break
+        with pytest.raises(TypeError):
+            surveyor.survey("no bytes")  # type: ignore[arg-type]
+        wait_until(lambda: gc.collect() is not None and not surveyor._answers._askers, "all are forgotten")
+
+
+def test_many_responses_to_several_threads(address: str, threads: Start) -> None:
+    """One thread receives for the others while they take theirs: none is lost, none comes twice, none is somebody
+    else's."""
+    n = 300
+    with Surveyor() as surveyor, Respondent() as respondent:
+        connect(surveyor, address, respondent)
+        found: dict[int, list[bytes]] = {}
+
+        def ask(number: int) -> None:
+            survey = surveyor.survey(b"%d" % number, DEADLINE)
+            found[number] = [next(survey) for _ in range(n)]
+
+        def answer() -> None:
+            request = respondent.recv(DEADLINE)
+            for i in range(n):
+                request.reply(b"%s/%d" % (request.content, i), DEADLINE)
+
+        started = [threads(answer) for _ in range(8)] + [threads(ask, number) for number in range(8)]
+        for thread in started:
+            thread.join(2 * DEADLINE)
+        assert found == {number: [b"%d/%d" % (number, i) for i in range(n)] for number in range(8)}
+
+
+def test_no_handler_ends_its_respondent(address: str) -> None:
+    def handler(content: bytes) -> Any:
+        if content == b"raise":
+            raise ms.Closed("something else")
+        return {b"number": 7, b"text": "x"}.get(content, content)
+
+    with Surveyor() as surveyor, Respondent(handler) as respondent:
+        connect(surveyor, address, respondent)
+        respondent.start()
+        for content in (b"raise", b"number", b"text"):
+            assert list(surveyor.survey(content, 0.05)) == []
+        assert next(surveyor.survey(b"goes on", DEADLINE)) == b"goes on"
+
+
+def test_a_respondent_that_dies(ipc: str, processes: Processes) -> None:
+    """The others' responses come."""
+    with Surveyor() as surveyor, Respondent(_shout) as other:
+        surveyor.listen(ipc)
+        other.dial(ipc)
+        other.start()
+        dying = processes.start(_hold, ipc)
+        wait_until(lambda: len(surveyor.socket.pipes) == 2, "both are connected")
+        survey = surveyor.survey(b"x", DEADLINE)
+        dying.kill()
+        assert next(survey) == b"X"
+        wait_until(lambda: len(surveyor.socket.pipes) == 1, "it is gone")
+        assert next(surveyor.survey(b"y", DEADLINE)) == b"Y"
+
+
+def _hold(address: str) -> None:
+    with Respondent() as respondent:
+        respondent.dial(address)
+        for request in respondent:
+            assert request.content
+
+
+def test_only_where_it_was_made(ipc: str, processes: Processes) -> None:
+    with Surveyor() as surveyor, Respondent(_shout) as respondent:
+        connect(surveyor, ipc, respondent)
+        respondent.start()
+
+        def child() -> None:
+            with pytest.raises(ms.NotSupported, match="make one here"):
+                surveyor.survey(b"x")
+
+        processes.join(processes.start(child))
+        assert next(surveyor.survey(b"x", DEADLINE)) == b"X"
+
+
+def test_nonsense_is_dropped(address: str) -> None:
+    with Surveyor() as surveyor, Respondent(_shout) as respondent:
+        connect(surveyor, address, respondent)
+        respondent.start()
+        for body in (b"", b"abc"):
+            surveyor.socket.send_all(body)
+        wait_until(lambda: respondent.socket.pipes, "it is connected")
+        path = (respondent.socket.pipes[0].id,)
+        for body in (b"", b"a", b"\0\0\0\0nobody has asked this"):
+            respondent.socket.send_to(path, body)
+        assert next(surveyor.survey(b"x", DEADLINE)) == b"X"
 
 
 def test_nobody_is_there() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import multisocket as ms
-from conftest import DEADLINE, Processes, free_port, wait_until
+from conftest import DEADLINE, START_METHODS, Processes, free_port, wait_until
 from multisocket import shm
-from multisocket.protocol import Bus, Rep, Req, Switch, switch
+from multisocket.protocol import Bus, Pull, Push, Rep, Req, Respondent, Surveyor, Switch, switch
 
 Start = Callable[..., threading.Thread]
 
@@ -179,12 +179,110 @@ def test_a_requester_that_is_gone_does_no_harm(address: str, folder: Path) -> No
         assert future.result(DEADLINE) == b"z"
 
 
-def test_it_ends_with_either_socket(address: str, folder: Path) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_it_ends_with_either_socket(address: str, folder: Path, which: int) -> None:
     with running(address, f"ipc://{folder}/back") as one:
         assert not one.join(0)
-        one._ways[0][0].close()
-        one._ways[0][1].close()
+        one._ways[0][which].close()
         assert one.join(DEADLINE)
+        assert not one._ways[0][1 - which].closed
+
+
+def test_closing_it_ends_who_waits(address: str, folder: Path, threads: Start) -> None:
+    with running(address, f"ipc://{folder}/back") as one:
+        joined: list[bool] = []
+        waiting = [threads(lambda: joined.append(one.join(DEADLINE))) for _ in range(3)]
+        one.close()
+        one.close()
+        for thread in waiting:
+            thread.join(DEADLINE)
+        assert joined == [True] * 3
+        assert all(sock.closed for sock in one._ways[0])
+
+
+def test_its_middleware_may_close_it(address: str, folder: Path) -> None:
+    def middleware(msg: ms.Message, origin: ms.Socket) -> None:
+        one.close()
+
+    with running(address, f"ipc://{folder}/back", middleware) as one, ms.Socket(send_stop_timeout=0) as sender:
+        sender.dial(address)
+        sender.send(b"x")
+        assert one.join(DEADLINE)
+
+
+def test_sockets_of_one_direction(address: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A switch in a pipeline; nothing comes the other way, and nothing is tried in vain."""
+    back = f"ipc://{folder}/back"
+    with Pull() as front, Push() as far, Push() as source, Pull() as target:
+        front.listen(address)
+        far.listen(back)
+        source.dial(address)
+        target.dial(back)
+        with switch(front, far) as one:
+            source.send_many([b"%d" % i for i in range(100)])
+            assert [target.recv(DEADLINE) for _ in range(100)] == [b"%d" % i for i in range(100)]
+            wait_until(lambda: one.forwarded == 100, "all are counted")
+        assert front.socket.closed
+        assert far.socket.closed
+    assert not caplog.records
+    with Push() as one_push, Push() as other_push, pytest.raises(ms.BadOption, match="receives"):
+        switch(one_push, other_push)
+
+
+def test_a_target_that_does_not_send(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What comes for it is dropped, and counted."""
+    with ms.Socket() as front, Pull() as back, ms.Socket() as source, switch(front, back) as one:
+        front.listen(address)
+        source.dial(address)
+        source.send_many([b"x"] * 5)
+        wait_until(lambda: one.dropped == 5, "all are dropped")
+    assert not caplog.records
+
+
+def test_a_question_that_comes_back_is_no_answer(address: str) -> None:
+    """A switch among its own peers may give it to who has asked."""
+    hub = ms.Socket(send_stop_timeout=0)
+    with switch(hub, hub), Req() as req, Surveyor() as surveyor, Respondent(lambda content: b"answer") as respondent:
+        hub.listen(address)
+        req.dial(address)
+        with pytest.raises(ms.Timeout):
+            req.request(b"x", 0.1)
+        req.close()
+        surveyor.dial(address)
+        respondent.dial(address)
+        respondent.start()
+        wait_until(lambda: len(hub.pipes) == 2, "both are connected")
+        assert next(surveyor.survey(b"question", DEADLINE)) == b"answer"
+
+
+def _die_of_the_first(address: str, mark: str) -> None:
+    def handler(content: bytes) -> bytes:
+        try:
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return content * 2
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with Rep(handler) as rep:
+        rep.dial(address, dial_async=True)
+        rep.serve()
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_resent_through_a_switch(address: str, folder: Path, processes: Processes, method: str) -> None:
+    """Who has asked does not see that the worker behind it dies; its time passes."""
+    back = f"ipc://{folder}/back"
+    with running(address, back) as one, Req(resend=0.3) as req:
+        for _ in range(2):
+            processes.start(_die_of_the_first, back, str(folder / "mark"), method=method)
+        wait_until(lambda: len(one._ways[0][1].pipes) == 2, "both are connected")
+        req.dial(address)
+        assert req.request(b"x", DEADLINE) == b"xx"
+        assert (folder / "mark").exists()
+
+
+def test_options_of_a_switch() -> None:
     with pytest.raises(ms.BadOption, match="two Sockets"):
         switch("front", "back")  # type: ignore[arg-type]
 
