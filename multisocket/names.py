@@ -25,10 +25,12 @@ import re
 import secrets
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import posix_ipc
 
@@ -36,6 +38,7 @@ from . import reclaim, shm
 
 _DIRECTORY = "/dev/shm"
 _LOCK_TIMEOUT = 2.0
+_PF_EXITING = 4  # of the flags in /proc/<pid>/stat
 _GUARD = re.compile(r"(ms-[0-9a-f]{12})\.guard")
 _SEGMENT = re.compile(r"(ms-[0-9a-f]{12})-[0-9a-z]+")
 _ARENA = re.compile(r"ms-[0-9a-f]{12}-[0-9]+a")
@@ -235,8 +238,12 @@ def remove_socket_path(path: str) -> None:
         _family.remove_path(os.path.abspath(path))
 
 
-def is_stale_socket(path: str) -> bool:
-    """Whether it is a socket file that nobody listens on any more."""
+def is_stale_socket(path: str, *, of_dead: bool = False) -> bool:
+    """Whether it is a socket file that nobody listens on any more.
+
+    :param of_dead: who has bound it has lost the lock of its guard. It may be ending right now: locks go some time
+        before what a process listens on, which until then looks alive.
+    """
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False
@@ -250,7 +257,22 @@ def is_stale_socket(path: str) -> bool:
             return True
         except OSError:
             return False
-    return False
+        if not of_dead:
+            return False
+        pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return pid != 0 and _is_ending(pid)
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process, of which something was just there, is about to end, or has ended."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+    except OSError:
+        return False
+    return bool(int(state[6]) & _PF_EXITING)
 
 
 @contextlib.contextmanager
@@ -337,7 +359,7 @@ def _remove_stale_sockets(guard: int) -> list[str]:
 
 def _remove_stale_socket(path: str) -> list[str]:
     with contextlib.suppress(OSError), locked_folder_of(path):
-        return _remove(path) if is_stale_socket(path) else []
+        return _remove(path) if is_stale_socket(path, of_dead=True) else []
     return []
 
 
