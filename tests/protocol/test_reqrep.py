@@ -558,7 +558,7 @@ def test_closing_while_many_ask(address: str, threads: Start, resend: float | No
                 thread.join(DEADLINE)
                 assert not thread.is_alive()
             assert not wait(futures, DEADLINE).not_done
-            assert {type(future.exception(0)) for future in futures} == {ms.Closed}
+            assert {type(future.exception(0)) for future in futures} <= {ms.Closed}
 
 
 def _ask_until_closed(req: Req, futures: list[Future[bytes]]) -> None:
