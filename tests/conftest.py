@@ -174,6 +174,7 @@ def connected(make_socket: Callable[..., ms.Socket], address: str, **options: An
     server, client = make_socket(**options), make_socket(**options)
     server.listen(address)
     client.dial(address)
+    wait_until(lambda: server.pipes, "the server has its pipe, too: over a network that takes a while")
     return server, client
 
 

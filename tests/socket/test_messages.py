@@ -123,7 +123,7 @@ def test_many(pair: Pair) -> None:
     contents = [b"%d" % i * (i % 7) for i in range(1000)] + [bytes(50_000), b"last"]
     assert client.send_many(iter(contents)) == len(contents)
     got = server.recv_many(100, DEADLINE)
-    assert len(got) == 100
+    assert 0 < len(got) <= 100
     while len(got) < len(contents):
         got += server.recv_many(2000, DEADLINE)
     assert got == contents
