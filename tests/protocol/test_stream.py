@@ -366,7 +366,7 @@ def test_a_waiting_writer_ends_with_shutdown_and_close_of_its_own_side(address: 
 
 
 def test_whoever_accepts_may_take_longer_than_peers_may_be_silent(address: str, threads: Start) -> None:
-    with connected(address, idle_time=0.05, probe_interval=0.02, probes=2) as (server, client):
+    with connected(address, idle_time=0.05, probe_interval=0.05, probes=200) as (server, client):
         other, _other = both(server, client)  # there is one to look after
         opened: list[ByteStream] = []
         waiting = threads(lambda: opened.append(client.connect(timeout=DEADLINE)))
