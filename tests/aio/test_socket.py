@@ -39,8 +39,9 @@ async def connected(address: str, **options: Any) -> AsyncIterator[tuple[aio.Soc
         yield server, client
 
 
-def test_all_ways_to_send_and_receive(address: str) -> None:
+def test_all_ways_to_send_and_receive(address: str, loop_kind: str) -> None:
     async def main() -> None:
+        assert (loop_kind == "uvloop") == type(asyncio.get_running_loop()).__module__.startswith("uvloop")
         async with connected(address) as (server, client):
             await client.send(b"one")
             assert await server.recv() == b"one"
