@@ -209,6 +209,20 @@ class TopicReader(Generic[P]):
     def recv_many(self, max_messages: int, timeout: float | Unset | None = ...) -> list[P]: ...
     def split(self, body: bytes) -> P | None: ...
 
+class TopicWriter:
+    is_careful: bool
+    def __init__(
+        self,
+        sock: Endpoint,
+        waits: bool,
+        hear: Callable[[], None],
+        find: Callable[[bytes | str], tuple[tuple[int, ...], bytes]],
+        slow: Callable[[tuple[int, ...] | list[int], bytes, ReadableBuffer, float | Unset | None], None],
+    ) -> None: ...
+    def know(self, topic: bytes | str, pipes: tuple[int, ...], head: bytes) -> None: ...
+    def forget(self) -> None: ...
+    def send(self, topic: bytes | str, content: ReadableBuffer, timeout: float | Unset | None = ...) -> int: ...
+
 class Endpoint:
     def _attach(
         self,

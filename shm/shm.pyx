@@ -46,6 +46,8 @@ cdef enum:
     BATCH = 64
     # Up to this size a content and what goes before it are joined on the stack.
     SHORT_JOIN = 4096
+    # A topic of this size at most is compared where it lies.
+    SHORT_HEAD = 256
     # A batch of small messages is copied with the GIL held, at most so many bytes at a go.
     BATCH_BYTES = 65536
 

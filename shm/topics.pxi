@@ -57,6 +57,9 @@ cdef class TopicReader:
     def recv(self, timeout=_unset):
         """The next one, as ``recv`` of the Socket."""
         cdef int64_t end
+        content = self.take_like()
+        if content is not None:
+            return new_pair(self.kind, self.topic, content)
         if timeout is None or timeout is _unset:
             while True:
                 pair = self.split(<bytes>self.sock.receive(False, True, timeout))
@@ -78,6 +81,36 @@ cdef class TopicReader:
             if pair is not None:
                 out.append(pair)
         return out
+
+    cdef bytes take_like(self):
+        """What follows the topic in the next content, if that is there, short, and of the same topic as the one before;
+        None: it is to be taken as any other."""
+        cdef Segment segment = self.sock.segment
+        cdef ring_reader reader
+        cdef record rec
+        cdef char head[SHORT_HEAD]
+        cdef Py_ssize_t start = PyBytes_GET_SIZE(self.head)
+        cdef bytes content = None
+        if not start or start > SHORT_HEAD or segment is None or self.sock.refuses_recv:
+            return None
+        if ring_enter(&segment.seg.inbox, &reader, False) != RING_OK:
+            return None
+        if _front(&reader, &rec) == RING_OK and not rec.is_far and start <= rec.head.length < LONG_COPY:
+            ring_copy(reader.r, &rec, record_content_at(&rec), head, start)
+            if memcmp(head, PyBytes_AS_STRING(self.head), start) == 0:
+                content = self.take_behind(&reader, &rec, start)
+        ring_leave(&reader)
+        return content
+
+    cdef bytes take_behind(self, ring_reader *reader, const record *rec, Py_ssize_t start):
+        cdef bytes content
+        try:
+            content = PyBytes_FromStringAndSize(NULL, rec.head.length - start)
+        except MemoryError:
+            return None  # the usual way says so
+        ring_copy(reader.r, rec, record_content_at(rec) + start, PyBytes_AS_STRING(content), rec.head.length - start)
+        ring_pop(reader, rec)
+        return content
 
     cpdef object split(self, bytes body):
         """The pair that a content is, or None."""
@@ -103,3 +136,65 @@ cdef class TopicReader:
         self.head = head
         self.topic = topic
         return len(head)
+
+
+cdef class TopicWriter:
+    """Sends contents with a topic before them (its length as u16 BE, then itself) to those who want it.
+
+    :param sock: to send through.
+    :param waits: whether ``slow`` waits, so that memory for a large content may be waited for as well.
+    :param hear: called first when something has come to the Socket.
+    :param find: gets a topic that is not known; gives the ids of pipes that it goes to, and what contents with it begin
+        with. It may make that ``known``.
+    :param slow: gets the pipes that had no room, the beginning, the content and the timeout.
+    """
+
+    cdef Endpoint sock
+    cdef bint waits
+    cdef object hear, find, slow
+    cdef dict known
+    cdef public bint is_careful
+    """All goes to ``slow``."""
+
+    def __init__(self, Endpoint sock not None, bint waits, hear, find, slow):
+        self.sock = sock
+        self.waits = waits
+        self.hear = hear
+        self.find = find
+        self.slow = slow
+        self.forget()
+
+    def know(self, topic, tuple pipes not None, bytes head not None):
+        """Sends contents with this topic so from now on."""
+        if len(self.known) >= 16384:
+            self.known = {}
+        self.known[topic] = pipes, head
+
+    def forget(self):
+        """Knows no topic any more."""
+        self.known = {}
+
+    def send(self, topic, content, timeout=_unset):
+        """Sends; to how many."""
+        cdef Segment segment = self.sock.segment
+        cdef tuple found
+        cdef tuple pipes
+        if segment is None or ring_is_readable(&segment.seg.inbox):
+            self.hear()
+        known = self.known.get(topic)
+        found = self.find(topic) if known is None else known
+        pipes = found[0]
+        if not pipes:
+            return 0
+        later = pipes if self.is_careful else self.offer(pipes, found[1], content, timeout)
+        if later:
+            self.slow(later, found[1], content, timeout)
+        return len(pipes)
+
+    cdef object offer(self, tuple pipes, bytes head, content, timeout):
+        try:
+            return self.sock._offer(pipes, content, timeout if self.waits else 0, 0, head)
+        except (Timeout, MessageDropped):
+            if self.waits:
+                raise
+            return pipes  # slow ones take all memory for large contents

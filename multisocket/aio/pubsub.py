@@ -29,7 +29,8 @@ class Pub(Protocol):
         if not self._blocks:
             await self.socket._breathe()
             return self._pub.send(topic, content)
-        pipes, head = self._pub._who_wants(topic)
+        self._pub._hear()
+        pipes, head = self._pub._find(topic)
         left = list(pipes)
 
         def offer(pipes: list[int]) -> list[int]:
