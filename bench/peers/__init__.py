@@ -72,7 +72,7 @@ def window_peers() -> list[RequestPeer]:
 
 def publish_peers() -> list[PublishPeer]:
     """All ways to publish and lose nothing."""
-    return _ways({OURS: ("Publish",), THEIRS: ("Publish", "PublishAcknowledged")})
+    return _ways({OURS: ("Publish", "PublishBatches"), THEIRS: ("Publish", "PublishAcknowledged")})
 
 
 def async_peers() -> list[AsyncPeer]:

@@ -32,6 +32,9 @@ VERSION = ms.__version__
 
 _DEFAULT_QUEUE_BYTES = 4 << 20
 
+# Publications that a subscriber takes with one call.
+_MOST_AT_ONCE = 256
+
 
 def _open(layout: Layout, **options: Any) -> ms.Socket:
     # Only a content that does not fit well needs more than the default.
@@ -153,6 +156,30 @@ class Publish(PublishPeer):
             while len((publication := sub.recv()).content) == size:
                 heard += 1
             return heard, publication.content
+
+        return Subscription(sub.close, count)
+
+
+class PublishBatches(Publish):
+    """The same; subscribers take what is there with one ``recv_many``."""
+
+    side = Side("multisocket", "recv_many")
+
+    def subscriber(self, layout: Layout) -> Subscription:
+        sub = Sub([self._topic], send_stop_timeout=0.0)
+        sub.dial(layout.address)
+        left: list[bytes] = []
+
+        def count(size: int) -> tuple[int, bytes]:
+            heard = 0
+            while True:
+                if not left:
+                    left.extend(publication.content for publication in reversed(sub.recv_many(_MOST_AT_ONCE)))
+                while left:
+                    content = left.pop()
+                    if len(content) != size:
+                        return heard, content
+                    heard += 1
 
         return Subscription(sub.close, count)
 
