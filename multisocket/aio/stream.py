@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _READ = 1 << 16
 
+# When a peer has no room for what it must be told, it is tried again after this time, seconds.
+_RETRY_TIME = 0.01
+
 # Messages taken before the loop's other tasks get a turn.
 _BATCH = 64
 
@@ -76,18 +79,32 @@ class Stream(Protocol):
         while True:
             if self.socket.closed:
                 raise Closed("this Stream is closed: make a new one")
-            flow = self._flows.accept(time.monotonic())
-            if flow is None:
+            stream = self._accept_now()
+            if stream is not None:
+                return stream
+            soon = time.monotonic() + _RETRY_TIME if self._flows.waiting else None
+            if soon is None or (end is not None and end < soon):
                 await self._offered.wait(end, f"nobody has opened a stream within {timeout} s")
                 continue
-            stream = ByteStream(self, flow)
+            with contextlib.suppress(Timeout):
+                await self._offered.wait(soon, "")
+
+    def _accept_now(self) -> ByteStream | None:
+        """See multisocket/protocol/stream.py."""
+        for _ in range(self._flows.waiting):
+            flow = self._flows.accept(time.monotonic())
+            if flow is None:
+                break
             try:
-                await self.socket.send_msg(self._flows.accepted(flow), None)
-            except BrokenPath:  # who has opened it is gone
-                await stream.close()
-                continue
-            self._look_later()
-            return stream
+                self._sock.send_msg(self._flows.accepted(flow), 0)
+            except Timeout:  # it takes no messages now, and must not keep others from being accepted
+                self._flows.not_accepted(flow)
+            except Error:  # who has opened it is gone
+                self._flows.forget(flow)
+            else:
+                self._look_later()
+                return ByteStream(self, flow)
+        return None
 
     async def close(self) -> None:
         """See :meth:`multisocket.protocol.Stream.close`."""
@@ -235,15 +252,25 @@ class ByteStream:
             left = left[n:]
 
     async def shutdown_write(self) -> None:
-        """Nothing more will be written: the peer comes to the end, and may go on writing itself."""
+        """Nothing more will be written: the peer comes to the end, and may go on writing itself.
+
+        :raises Timeout: the peer could not be told in the time of ``settimeout``; it may be tried again.
+        """
         self._require_open()
         flow = self._flow
         if flow.is_shut:
             return
         flow.is_shut = True
-        if not flow.is_deaf:
-            with contextlib.suppress(BrokenPath):
-                await self._streams.socket.send_msg(control(flow, END), self._timeout)
+        self._change.tell()
+        if flow.is_deaf:
+            return
+        try:
+            await self._streams.socket.send_msg(control(flow, END), self._timeout)
+        except BrokenPath:
+            return
+        except BaseException:
+            flow.is_shut = False
+            raise
 
     async def close(self) -> None:
         """Nothing more is written or read. Closing twice is no error."""
@@ -276,7 +303,7 @@ class ByteStream:
             self._streams._sock.send_msg(credit(self._flow, earned), 0)
         except Timeout:
             self._flow.not_given(earned)
-            self._streams._loop.call_later(0.01, self._give_later)
+            self._streams._loop.call_later(_RETRY_TIME, self._give_later)
         except Error:  # the peer is gone: it needs none
             return
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -198,7 +199,17 @@ def _to_connection(stream: ByteStream, connection: socket.socket) -> None:
         stream.close()
         _shut(connection, socket.SHUT_RDWR)
         return
-    _shut(connection, socket.SHUT_WR if stream.reason is None else socket.SHUT_RDWR)
+    if stream.reason is None:
+        _shut(connection, socket.SHUT_WR)
+    else:
+        _reset(connection)
+
+
+def _reset(connection: socket.socket) -> None:
+    """Its end is no ordinary one: what came may not be all."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    _shut(connection, socket.SHUT_RD)  # wakes who reads from it, and closes it then
 
 
 def _shut(connection: socket.socket, how: int) -> None:

@@ -197,3 +197,44 @@ def test_a_silent_peer(address: str) -> None:
             assert len([await client.recv(DEADLINE) for _ in range(3)]) == 3  # accepted, and two probes
 
     run(main())
+
+
+def test_an_end_that_could_not_be_told_is_told_later() -> None:
+    async def main() -> None:
+        name = f"inproc://end-{os.getpid()}"
+        async with aio.Stream() as server, aio.Socket(recv_queue_size=2) as peer:
+            await server.listen(name)
+            await peer.dial(name)
+            await peer.send_msg(ms.Message(b"\1\0\0\0\0\0\0\0\7\0\0\0\7", flags=32))
+            stream = await server.accept(DEADLINE)
+            stream.settimeout(0.02)
+            await stream.write(b"x")  # beside the word that it is accepted
+            with pytest.raises(ms.Timeout):
+                await stream.shutdown_write()
+            assert [len(await peer.recv(DEADLINE)) for _ in range(2)] == [13, 9]
+            await stream.shutdown_write()
+            assert (await peer.recv(DEADLINE))[0] == 4
+
+    run(main())
+
+
+def test_one_who_takes_no_messages_keeps_nobody_from_being_accepted() -> None:
+    async def main() -> None:
+        name = f"inproc://full-{os.getpid()}"
+        async with aio.Stream() as server, aio.Socket(recv_queue_size=1) as full, aio.Stream() as client:
+            await server.listen(name)
+            await full.dial(name)
+            await server.socket.send_all(b"fills its queue")
+            await full.send_msg(ms.Message(b"\1\0\0\0\0\0\0\0\7\0\0\0\7", flags=32))
+            while not server._flows.waiting:
+                await asyncio.sleep(0.001)
+            await client.dial(name)
+            theirs, ours = await both(server, client)
+            await ours.write(b"x")
+            assert await theirs.read(1) == b"x"
+            with pytest.raises(ms.Timeout):
+                await server.accept(0.03)
+            assert await full.recv(DEADLINE) == b"fills its queue"
+            await server.accept(DEADLINE)
+
+    run(main())

@@ -249,3 +249,23 @@ def test_bad_addresses(server: Server) -> None:
             forward_in(streams, "ipc://x")
         with pytest.raises(ms.BadAddress):
             forward_out(streams, "tcp://nowhere")
+
+
+def _forward_out(address: str, server: str) -> None:
+    with Stream() as out:
+        out.dial(address)
+        with forward_out(out, server):
+            threading.Event().wait(DEADLINE)
+
+
+def test_what_breaks_on_the_way_is_no_ordinary_end(folder: Path, server: Server, processes: Processes) -> None:
+    """A client must not take half of an answer for all of it."""
+    with Stream() as streams, forward_in(streams, "tcp://127.0.0.1:0") as entrance:
+        streams.listen(f"ipc://{folder}/s")
+        other = processes.start(_forward_out, f"ipc://{folder}/s", server.address)
+        with dial(entrance.address) as client:
+            client.sendall(b"half")
+            assert client.recv(100) == b"HALF"
+            other.kill()
+            with pytest.raises(ConnectionResetError):
+                read_all(client)
