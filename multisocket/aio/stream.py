@@ -90,21 +90,11 @@ class Stream(Protocol):
                 await self._offered.wait(soon, "")
 
     def _accept_now(self) -> ByteStream | None:
-        """See multisocket/protocol/stream.py."""
-        for _ in range(self._flows.waiting):
-            flow = self._flows.accept(time.monotonic())
-            if flow is None:
-                break
-            try:
-                self._sock.send_msg(self._flows.accepted(flow), 0)
-            except Timeout:  # it takes no messages now, and must not keep others from being accepted
-                self._flows.not_accepted(flow)
-            except Error:  # who has opened it is gone
-                self._flows.forget(flow)
-            else:
-                self._look_later()
-                return ByteStream(self, flow)
-        return None
+        flow = self._flows.accept(lambda msg: self._sock.send_msg(msg, 0), time.monotonic())
+        if flow is None:
+            return None
+        self._look_later()
+        return ByteStream(self, flow)
 
     async def close(self) -> None:
         """See :meth:`multisocket.protocol.Stream.close`."""
@@ -318,12 +308,9 @@ class ByteStream:
 
     def _require_writable(self) -> None:
         flow = self._flow
-        if flow.is_shut:
-            raise BrokenPath("nothing can be written after shutdown_write")
-        if self._streams.socket.closed:
+        if self._streams.socket.closed and not flow.is_shut:
             raise Closed("the Stream that this one belongs to is closed")
-        if flow.is_deaf:
-            raise BrokenPath(f"nothing more can be written: {flow.reason or 'the peer has closed the stream'}")
+        flow.require_writable()
 
     async def _wait(self, condition: Callable[[], bool], timeout: float | None, otherwise: str) -> None:
         end = None if timeout is None else time.monotonic() + timeout

@@ -20,13 +20,17 @@ Whoever has read half a window gives it back as credit, so a reader that is slow
 
 from __future__ import annotations
 
+import logging
 import secrets
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..errors import BrokenPath, Error, Timeout
 from ..message import CONTROL, RAW, TO_DESTINATION, TO_ONE, Message
+
+log = logging.getLogger("multisocket")
 
 OPEN, ACCEPT, CREDIT, END, CLOSE, RESET, PROBE, ALIVE = range(1, 9)
 
@@ -147,6 +151,13 @@ class Flow:
         """It could not be told of."""
         self._taken += credit
 
+    def require_writable(self) -> None:
+        """:raises BrokenPath: nothing may be sent any more."""
+        if self.is_shut:
+            raise BrokenPath("nothing can be written after shutdown_write")
+        if self.is_deaf:
+            raise BrokenPath(f"nothing more can be written: {self.reason or 'the peer has closed the stream'}")
+
     def reserve(self, n: int) -> int:
         """Takes credit for up to ``n`` bytes of one message."""
         n = min(n, self.credit, MOST_DATA)
@@ -231,23 +242,24 @@ class Flows:
         """Streams that peers have opened and nobody has accepted."""
         return len(self._waiting)
 
-    def accept(self, now: float) -> Flow | None:
-        """The next stream that a peer has opened, if there is one. It is to be told by ``accepted``."""
-        if not self._waiting:
-            return None
-        opened = self._waiting.popleft()
-        flow = self._new(now)
-        flow.path, flow.theirs, flow.credit = opened.path, opened.theirs, opened.credit
-        return flow
+    def accept(self, tell: Callable[[Message], object], now: float) -> Flow | None:
+        """The next stream that a peer has opened. None: there is none, or their peers take no messages now.
 
-    def not_accepted(self, flow: Flow) -> None:
-        """Its peer could not be told now: it is accepted after the others."""
-        self.forget(flow)
-        self._waiting.append(_Opened(flow.path, flow.theirs, flow.credit))
-
-    def accepted(self, flow: Flow) -> Message:
-        """Tells that peer."""
-        return control(flow, ACCEPT, _NUMBER.pack(flow.window))
+        :param tell: sends a message at once, or raises.
+        """
+        for _ in range(len(self._waiting)):
+            opened = self._waiting.popleft()
+            flow = self._new(now)
+            flow.path, flow.theirs, flow.credit = opened.path, opened.theirs, opened.credit
+            try:
+                tell(control(flow, ACCEPT, _NUMBER.pack(flow.window)))
+                return flow
+            except Timeout:  # it must not keep others from being accepted
+                self._waiting.append(opened)
+            except Error:
+                log.debug("who has opened a stream is gone before it was accepted")
+            self.forget(flow)
+        return None
 
     def goodbyes(self) -> list[Message]:
         """Tells all peers that this end closes."""

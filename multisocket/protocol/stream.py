@@ -125,20 +125,11 @@ class Stream(LocalProtocol):
 
     def _accept_now(self) -> ByteStream | None:
         """With the lock, so that nobody speaks to the peer before it is told."""
-        for _ in range(self._flows.waiting):
-            flow = self._flows.accept(time.monotonic())
-            if flow is None:
-                break
-            try:
-                self.socket.send_msg(self._flows.accepted(flow), 0)
-            except Timeout:  # it takes no messages now, and must not keep others from being accepted
-                self._flows.not_accepted(flow)
-            except Error:  # who has opened it is gone
-                self._flows.forget(flow)
-            else:
-                self._look_later()
-                return ByteStream(self, flow)
-        return None
+        flow = self._flows.accept(lambda msg: self.socket.send_msg(msg, 0), time.monotonic())
+        if flow is None:
+            return None
+        self._look_later()
+        return ByteStream(self, flow)
 
     def _look_at_wishes(self) -> None:
         with self._lock:
@@ -351,12 +342,9 @@ class ByteStream(io.RawIOBase):
         flow = self._flow
         if self.closed:  # by another thread
             raise ValueError("I/O operation on a closed stream")
-        if flow.is_shut:
-            raise BrokenPath("nothing can be written after shutdown_write")
-        if self._streams.socket.closed:
+        if self._streams.socket.closed and not flow.is_shut:
             raise Closed("the Stream that this one belongs to is closed")
-        if flow.is_deaf:
-            raise BrokenPath(f"nothing more can be written: {flow.reason or 'the peer has closed the stream'}")
+        flow.require_writable()
 
     def _wait(self, condition: Callable[[], bool], end: float | None, otherwise: str) -> None:
         with self._changed:
