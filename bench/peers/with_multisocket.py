@@ -168,18 +168,17 @@ class PublishBatches(Publish):
     def subscriber(self, layout: Layout) -> Subscription:
         sub = Sub([self._topic], send_stop_timeout=0.0)
         sub.dial(layout.address)
-        left: list[bytes] = []
 
         def count(size: int) -> tuple[int, bytes]:
             heard = 0
             while True:
-                if not left:
-                    left.extend(publication.content for publication in reversed(sub.recv_many(_MOST_AT_ONCE)))
-                while left:
-                    content = left.pop()
-                    if len(content) != size:
-                        return heard, content
-                    heard += 1
+                publications = sub.recv_many(_MOST_AT_ONCE)
+                last = publications[-1].content
+                if len(last) != size or len(publications[0].content) != size:
+                    # The publisher waits for us after it has sent one of these.
+                    heard += sum(len(publication.content) == size for publication in publications)
+                    return heard, last
+                heard += len(publications)
 
         return Subscription(sub.close, count)
 
