@@ -1,4 +1,4 @@
-"""The program in the README does what it says."""
+"""The programs in the README do what they say."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from conftest import DEADLINE
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_first_program(folder: Path) -> None:
-    match = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert match is not None
+def output(folder: Path, beginning: str) -> str:
+    """What the program that begins so prints, at addresses of its own."""
+    (text,) = re.findall(rf"```python\n({beginning}.*?)```", README.read_text(), re.DOTALL)
     program = folder / "program.py"
-    program.write_text(match[1].replace("@example", f"@{folder.name}"))
+    program.write_text(re.sub(r"ipc://@\w+", f"ipc://@{folder.name}", text))
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=DEADLINE, check=True)
-    assert sorted(re.findall(r"b'(\w+)'", done.stdout)) == ["ONE", "THREE", "TWO"]
     assert not done.stderr
+    return done.stdout
+
+
+def test_the_first_program(folder: Path) -> None:
+    assert sorted(re.findall(r"b'(\w+)'", output(folder, "import multiprocessing"))) == ["ONE", "THREE", "TWO"]
+
+
+def test_the_request(folder: Path) -> None:
+    assert output(folder, "from multisocket.protocol") == "b'olleh'\n"
