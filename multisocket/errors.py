@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Error(Exception):
     """The base of all errors of multisocket."""
@@ -49,7 +51,13 @@ class BrokenPath(Error):
 
 
 class ContentTooLong(Error, ValueError):
-    """The content is larger than the way to the receiver can take."""
+    """The content is larger than the way to the receiver can take. After a send to several, all others got it.
+
+    ``refused`` and ``without_room`` are for protocols: pipes for which it is too long, and that had no room just then.
+    """
+
+    refused: Sequence[int] = ()
+    without_room: Sequence[int] = ()
 
 
 class BadMessage(Error, ValueError):

@@ -486,10 +486,14 @@ cdef class Endpoint:
         pipes = [number for number in self.current_peers(segment).by_id if number != skip]
         if content is None and m.length >= LARGE and self.arena_limit and pipes:
             content = self.new_content(segment, m, deadline, timeout)
-        later = self.offer(segment, m, pipes, content, &sent)
+        too_long = None
+        try:
+            later = self.offer(segment, m, pipes, content, &sent)
+        except ContentTooLong as error:
+            too_long, later = error, error.without_room
         if self.best_effort:
             segment.seg.shared.dropped += len(later)
-            return sent
+            later = []
         for number in later:
             try:
                 self.push(segment, m, number, deadline, timeout, content.share() if content is not None else None)
@@ -499,18 +503,30 @@ cdef class Endpoint:
             except Timeout as error:
                 error.sent = sent
                 raise
+        if too_long is not None:
+            raise too_long
         return sent
 
     cdef list offer(self, Segment segment, const message *m, object pipes, Block content, int *sent):
-        """To those of the pipes that have room; gives the others, but for those that are gone."""
+        """To those of the pipes that have room; gives the others, but for those that are gone.
+
+        :raises ContentTooLong: for some, its ``refused``, when all others were tried; ``without_room`` are the others.
+        """
         cdef int rc
         cdef list later = []
+        cdef list refused = None
         for number in pipes:
             rc = self.try_pipe(segment, m, number, content)
             if rc == RING_OK:
                 sent[0] += 1
             elif rc == RING_FULL:
                 later.append(number)
+            elif rc == RING_TOO_LONG:
+                refused = [*(refused or ()), number]
+        if refused is not None:
+            error = self.too_long(segment, m.length)
+            error.refused, error.without_room = refused, later
+            raise error
         return later
 
     def _offer(self, pipes, content, timeout=0, int flags=0, bytes head=b""):
@@ -590,7 +606,7 @@ cdef class Endpoint:
             PyBuffer_Release(&view)
 
     cdef int try_pipe(self, Segment segment, const message *given, uint32_t pipe, Block content) except -1:
-        """RING_OK, RING_FULL, or SEND_NO_PATH when the peer is gone meanwhile."""
+        """RING_OK, RING_FULL, RING_TOO_LONG, or SEND_NO_PATH when the peer is gone meanwhile."""
         cdef uint8_t note_bytes[NOTE_SIZE]
         cdef message m = given[0]
         cdef _Peers peers
@@ -603,6 +619,8 @@ cdef class Endpoint:
         while rc not in (RING_OK, RING_FULL, SEND_NO_PATH, SEND_DISCARDED, SEND_WRITTEN):
             if rc == RING_TOO_LONG and content is None and self.arena_limit:
                 return self.try_pipe(segment, given, pipe, self.new_content(segment, given, 0, 0))
+            if rc == RING_TOO_LONG:
+                return rc
             if rc != RING_BUSY:
                 self.recover(segment, rc, pipe, m.length)
             peers = self.current_peers(segment)
@@ -904,8 +922,14 @@ cdef class Endpoint:
         """Waits up to so many seconds until a receive would end at once; whether it would."""
         cdef Segment segment = self.alive()
         cdef int64_t deadline = _deadline(timeout)
+        cdef int64_t look
+        cdef int why
         while not ring_is_readable(&segment.seg.inbox) and platform_now() < deadline:
-            self.await_message(segment, RING_EMPTY, deadline, timeout)
+            look = _look_at(deadline, not self.is_here())
+            with nogil:
+                why = ring_wait_readable(&segment.seg.inbox, look)
+            if why != WAIT_WOKEN:
+                self.look_around(segment)
         return ring_is_readable(&segment.seg.inbox)
 
     def _look_around(self):

@@ -147,17 +147,19 @@ cdef class TopicWriter:
     :param find: gets a topic that is not known; gives the ids of pipes that it goes to, and what contents with it begin
         with. It may make that ``known``.
     :param slow: gets the pipes that had no room, the beginning, the content and the timeout.
+    :param refused: gets the pipes whose peers take no content as long as that.
     """
 
     cdef Endpoint sock
     cdef bint waits
-    cdef object hear, find, slow
+    cdef object hear, find, slow, refused
     cdef dict known
     cdef public bint is_careful
     """All goes to ``slow``."""
 
-    def __init__(self, Endpoint sock not None, bint waits, hear, find, slow):
+    def __init__(self, Endpoint sock not None, bint waits, hear, find, slow, refused):
         self.sock = sock
+        self.refused = refused
         self.waits = waits
         self.hear = hear
         self.find = find
@@ -179,7 +181,7 @@ cdef class TopicWriter:
         cdef Segment segment = self.sock.segment
         cdef tuple found
         cdef tuple pipes
-        if segment is None or ring_is_readable(&segment.seg.inbox):
+        if segment is None or not self.sock.is_here() or ring_is_readable(&segment.seg.inbox):
             self.hear()
         known = self.known.get(topic)
         found = self.find(topic) if known is None else known
@@ -198,3 +200,8 @@ cdef class TopicWriter:
             if self.waits:
                 raise
             return pipes  # slow ones take all memory for large contents
+        except ContentTooLong as error:
+            if len(error.refused) == len(pipes):
+                raise
+            self.refused(error.refused)
+            return error.without_room

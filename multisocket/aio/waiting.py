@@ -23,6 +23,9 @@ Call = Callable[[], None]
 # A loop that sleeps takes longer to wake than a thread, so looking pays off for longer.
 _SPIN_FACTOR = 3
 
+# On one, looking only keeps the others from what is looked for.
+_PROCESSORS = len(os.sched_getaffinity(0))
+
 # How often it is found out whether the owners of other processes' Sockets still live, seconds.
 _LOOK_AROUND_TIME = 1.0
 
@@ -179,7 +182,7 @@ class Waiting:
 
 
 def _limit() -> float:
-    return _SPIN_FACTOR * get_spin()
+    return _SPIN_FACTOR * get_spin() if _PROCESSORS > 1 else 0.0
 
 
 _of_loops: dict[asyncio.AbstractEventLoop, Waiting] = {}

@@ -105,7 +105,7 @@ class Pub(LocalProtocol):
         self._by_prefix: dict[bytes, set[int]] = {}
         self._behind: set[int] = set()
         self._timer: Timer | None = None
-        self._writer = TopicWriter(self.socket, self._blocks, self._hear, self._find, self._send_to_slow)
+        self._writer = TopicWriter(self.socket, self._blocks, self._hear, self._find, self._send_to_slow, self._refused)
         # Called directly it takes three quarters of the time.
         self.__dict__["send"] = self._writer.send
         self.socket._watch_pipes(self._on_pipe)
@@ -118,7 +118,8 @@ class Pub(LocalProtocol):
         :param timeout: seconds that ``"block"`` waits; the default is the option ``send_timeout``.
         :returns: how many wanted it.
         :raises Timeout: with ``"block"``, some subscribers had no room in that time, and do not get it.
-        :raises Closed, ContentTooLong: as ``Socket.send``.
+        :raises ContentTooLong: all who want it take no content as long as that. (Otherwise those who do not lose it.)
+        :raises Closed: the Socket is closed.
         """
         return self._writer.send(topic, content, timeout)
 
@@ -145,6 +146,7 @@ class Pub(LocalProtocol):
     # --- who wants what ---
 
     def _hear(self) -> None:
+        self.socket._connecting("publishing")  # only there is it known who wants what
         with self._lock:
             while (msg := self.socket._poll(True)) is not UNSET:
                 self._heard(msg)
@@ -245,8 +247,14 @@ class Pub(LocalProtocol):
             except (Timeout, MessageDropped) as error:
                 missed = error if isinstance(error, Timeout) else missed
                 self._count_lost([pipe])
+            except ContentTooLong:
+                self._refused([pipe])
         if missed is not None:
             raise missed
+
+    def _refused(self, pipes: Iterable[int]) -> None:
+        log.info("the subscribers of pipes %s take no content as long as one that was published", pipes)
+        self._count_lost(pipes)
 
     def _count_lost(self, pipes: Iterable[int]) -> None:
         with self._lock:
@@ -281,6 +289,9 @@ class Pub(LocalProtocol):
             return self.socket._offer(pipes, body)
         except (Timeout, MessageDropped):
             return list(pipes)
+        except ContentTooLong as error:
+            self._refused(error.refused)
+            return list(error.without_room)
 
     def _catch_up(self) -> None:
         for pipe in list(self._behind):
@@ -373,8 +384,11 @@ class Sub(Protocol):
             log.info("a message of %d bytes that is no publication was dropped", len(body))
             return None
         topic = body[2:start]
+        if not self.socket._is_owner:  # what was subscribed since it was shared is not known here
+            self._reader.know(topic)
+            return Publication(topic, body[start:])
         with self._lock:
-            if self.socket._is_owner and not any(map(topic.startswith, self._topics)):
+            if not any(map(topic.startswith, self._topics)):
                 return None
             self._reader.know(topic)
         return Publication(topic, body[start:])

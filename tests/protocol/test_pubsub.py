@@ -286,6 +286,22 @@ def test_processes_share_a_sub(ipc: str, processes: Processes, method: str) -> N
         processes.join(*workers)
 
 
+@pytest.mark.local
+@pytest.mark.parametrize("slow", ["drop newest", "drop oldest", "block"])
+def test_one_who_takes_only_short_contents_keeps_others_from_nothing(address: str, slow: str) -> None:
+    with Pub(slow=slow) as pub, Sub([""], max_recv_content_length=100) as short, Sub([""]) as sub:
+        connect(pub, address, short, sub)
+        for content in (b"x" * 1000, b"y"):
+            assert pub.send("t", content) == 2
+            assert sub.recv(DEADLINE).content == content
+        assert short.recv(DEADLINE).content == b"y"
+        assert sorted(one.lost for one in pub.subscribers) == [0, 1]
+        sub.close()
+        wait_until(lambda: len(pub.subscribers) == 1, "it is gone")
+        with pytest.raises(ms.ContentTooLong):
+            pub.send("t", b"x" * 1000)
+
+
 def test_only_where_it_was_made(ipc: str, processes: Processes) -> None:
     with Pub() as pub, Sub(["a"]) as sub:
         connect(pub, ipc, sub)
@@ -293,6 +309,8 @@ def test_only_where_it_was_made(ipc: str, processes: Processes) -> None:
         def child() -> None:
             with pytest.raises(ms.NotSupported):
                 sub.subscribe("b")
+            with pytest.raises(ms.NotSupported, match="publishing"):
+                pub.send("a", b"x")
 
         processes.join(processes.start(child))
         with pytest.raises(ms.NotSupported, match="a Pub stays"):

@@ -349,3 +349,16 @@ def test_stats(pair: Pair) -> None:
     stats = server.stats()
     assert (stats["received"], stats["depth"], stats["used"]) == (1, 9, 9 * 32)
     assert Counter(stats)["pending"] == 0
+
+
+@pytest.mark.local
+def test_to_all_although_one_takes_only_short_contents(make_socket: Make, address: str) -> None:
+    server, short, other = make_socket(), make_socket(max_recv_content_length=100), make_socket()
+    server.listen(address)
+    for client in (short, other):
+        client.dial(address)
+    with pytest.raises(ms.ContentTooLong):
+        server.send_all(b"x" * 1000)
+    assert other.recv(DEADLINE) == b"x" * 1000
+    assert server.send_all(b"y") == 2
+    assert short.recv(DEADLINE) == b"y"
