@@ -72,6 +72,19 @@ cdef class TopicReader:
                 return pair
             timeout = max(0, end - platform_now()) / 1e9
 
+    def __iter__(self):
+        """What comes, until the Socket is closed."""
+        return self
+
+    def __next__(self):
+        content = self.take_like()
+        if content is not None:
+            return new_pair(self.kind, self.topic, content)
+        try:
+            return self.recv(None)
+        except Closed:
+            raise StopIteration from None
+
     def recv_many(self, Py_ssize_t max_messages, timeout=_unset):
         """Some, as ``recv_many`` of the Socket; but none may be wanted of what came."""
         cdef list out = []

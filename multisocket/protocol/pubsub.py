@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..background import Timer, background
 from ..connector import Pipe
-from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, MessageDropped, Timeout
+from ..errors import BadOption, BrokenPath, ContentTooLong, MessageDropped, Timeout
 from ..message import CONTROL, TO_ALL, Message
 from ..shm import UNSET, TopicReader, TopicWriter, Unset
 from .protocol import LocalProtocol, Protocol
@@ -370,12 +370,8 @@ class Sub(Protocol):
                 return publications
 
     def __iter__(self) -> Iterator[Publication]:
-        while True:
-            try:
-                publication = self.recv(None)
-            except Closed:
-                return
-            yield publication
+        """Publications as they come, until it is closed."""
+        return iter(self._reader)
 
     def _learn(self, body: bytes) -> Publication | None:
         """About a topic that was not there lately. None: it is not wanted, or none."""
