@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
+import random
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 
 import multisocket as ms
-from conftest import DEADLINE, START_METHODS, Processes, free_port, wait_until
+from conftest import DEADLINE, START_METHODS, Processes, free_port, until_full, wait_until
 from multisocket import shm
 from multisocket.message import CONTROL, TO_ALL
 from multisocket.protocol import Pub, Sub, switch
@@ -58,6 +61,76 @@ def test_prefixes_that_overlap_give_one_copy(address: str) -> None:
         assert drain(sub) == [(b"abc", b"1")]
 
 
+def test_a_prefix_is_of_bytes_and_an_empty_topic_is_for_those_who_want_all(address: str) -> None:
+    with Pub() as pub, Sub(["grü", "end"]) as text, Sub([b"gr\xc3", "end"]) as half, Sub([""]) as everything:
+        connect(pub, address, text, half, everything)
+        assert [pub.send(topic, b"") for topic in ("grün", b"gr\xc3", "gr", b"", b"end")] == [3, 2, 1, 1, 3]
+        assert drain(text) == [("grün".encode(), b"")]
+        assert drain(half) == [("grün".encode(), b""), (b"gr\xc3", b"")]
+        assert [topic for topic, _ in drain(everything)] == ["grün".encode(), b"gr\xc3", b"gr", b""]
+
+
+@pytest.mark.local
+def test_what_is_subscribed_counts_from_the_next_publication_on(address: str) -> None:
+    with Pub() as pub, Sub() as sub:
+        connect(pub, address)
+        sub.dial(address)
+        wait_until(lambda: pub.socket.pipes, "it is connected")
+        for i in range(100):
+            assert pub.send("a.b", b"early") == 0
+            sub.subscribe("a")
+            assert pub.send("a.b", b"%d" % i) == 1
+            sub.subscribe("a.")
+            sub.unsubscribe("a")
+            assert pub.send("a.b", b"%d" % i) == 1
+            assert [sub.recv(DEADLINE).content for _ in range(2)] == [b"%d" % i] * 2
+            sub.unsubscribe("a.")
+
+
+@pytest.mark.local
+@pytest.mark.parametrize("way", ["recv", "recv_many", "iterating"])
+def test_what_waits_and_is_not_wanted_any_more_is_not_given(address: str, way: str) -> None:
+    with Pub() as pub, Sub(["a", "ab", "b", "c"]) as sub:
+        connect(pub, address, sub)
+        pub.send("b", b"known")
+        assert sub.recv(DEADLINE) == (b"b", b"known")
+        for i in range(300):
+            assert pub.send(("b", "abc", "c")[i % 3], b"%d" % i) == 1
+        sub.unsubscribe("b")
+        sub.unsubscribe("ab")  # what begins so is wanted still, for "a"
+        sub.unsubscribe("c")
+        if way == "recv":
+            got = [sub.recv(DEADLINE) for _ in range(100)]
+        elif way == "iterating":
+            got = list(itertools.islice(sub, 100))
+        else:
+            got = []
+            while len(got) < 100:
+                got += sub.recv_many(7, DEADLINE)
+        assert got == [(b"abc", b"%d" % i) for i in range(1, 300, 3)]
+        with pytest.raises(ms.Timeout):
+            sub.recv_many(7, 0)
+
+
+def test_what_threads_subscribe_at_the_same_time_all_counts(address: str, threads: Start) -> None:
+    with Pub() as pub, Sub(["first"]) as sub:
+        connect(pub, address, sub)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            running = [
+                threads(lambda i=i: [sub.subscribe(f"{i}.{j}") or sub.unsubscribe(f"{i}.{j - 5}") for j in range(50)])
+                for i in range(4)
+            ]
+            for thread in running:
+                thread.join(DEADLINE)
+        finally:
+            sys.setswitchinterval(before)
+        expected = {b"first", *(b"%d.%d" % (i, j) for i in range(4) for j in range(45, 50))}
+        assert sub.topics == expected
+        wait_until(lambda: pub.subscribers[0].topics == expected, "the publisher knows the same")
+
+
 def test_subscribing_and_unsubscribing_at_any_time(address: str) -> None:
     with Pub() as pub, Sub(["a"]) as sub:
         connect(pub, address, sub)
@@ -93,6 +166,78 @@ def test_waiting_for_subscribers(address: str) -> None:
         wait_until(lambda: not pub.subscribers, "they are gone")
         assert pub.send("x", b"") == 0
         assert not pub._by_prefix
+
+
+def test_who_waits_for_subscribers_is_woken(address: str, threads: Start) -> None:
+    with Pub() as pub, contextlib.ExitStack() as stack:
+        pub.listen(address)
+        done: list[int] = []
+        thread = threads(lambda: [pub.wait_subscribers(n, DEADLINE) or done.append(n) for n in (1, 3)])
+        for n in range(3):
+            stack.enter_context(Sub(["x"])).dial(address)
+            wait_until(lambda n=n: len(pub.subscribers) == n + 1, "it came")
+        thread.join(DEADLINE)
+        assert done == [1, 3]
+        pub.wait_subscribers(3, 0)
+        with pytest.raises(ms.Timeout, match="3 of 4"):
+            pub.wait_subscribers(4, 0)
+
+
+def test_waiting_for_subscribers_ends_with_close(address: str, threads: Start) -> None:
+    with Pub() as pub:
+        pub.listen(address)
+        got: list[type[BaseException]] = []
+        ready = threading.Event()
+
+        def wait() -> None:
+            ready.set()
+            try:
+                pub.wait_subscribers(1, DEADLINE)
+            except ms.Error as error:
+                got.append(type(error))
+
+        thread = threads(wait)
+        assert ready.wait(DEADLINE)
+        pub.close()
+        thread.join(DEADLINE)
+        assert got == [ms.Closed]
+        with pytest.raises(ms.Closed):
+            pub.send("x", b"")
+        with pytest.raises(ms.Closed):
+            pub.subscribers  # noqa: B018
+
+
+def _subscribe_and_wait(address: str, ready: Any, topics: list[str]) -> None:
+    with Sub(topics) as sub:
+        sub.dial(address)
+        ready.set()
+        for _ in sub:
+            pass
+
+
+def start_subscriber(processes: Processes, address: str, *topics: str) -> Any:
+    """A process that takes all it gets; it is connected."""
+    ready = multiprocessing.get_context("fork").Event()
+    process = processes.start(_subscribe_and_wait, address, ready, list(topics))
+    assert ready.wait(DEADLINE)
+    return process
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_a_subscriber_that_is_killed_is_none_any_more(folder: Path, processes: Processes, scheme: str) -> None:
+    with Pub(slow="drop oldest") as pub, Sub([""]) as other:
+        address = pub.listen(f"ipc://{folder}/s" if scheme == "ipc" else "tcp://127.0.0.1:0").address
+        other.dial(address)
+        pub.wait_subscribers(1, DEADLINE)
+        for i in range(3):
+            process = start_subscriber(processes, address, "a", f"{i}")
+            pub.wait_subscribers(2, DEADLINE)
+            process.kill()
+            wait_until(lambda: len(pub.subscribers) == 1, "it is gone")
+            assert pub.send("a", b"%d" % i) == 1
+            assert other.recv(DEADLINE) == (b"a", b"%d" % i)
+            with pytest.raises(ms.Timeout, match="1 of 2"):
+                pub.wait_subscribers(2, 0.01)
 
 
 def test_nobody_listens() -> None:
@@ -160,6 +305,128 @@ def test_block(address: str, threads: Start) -> None:
         assert [quick.recv(DEADLINE).content for _ in range(100)] == [b"%d" % i for i in range(100)]
 
 
+@pytest.mark.local
+def test_blocked_until_the_slow_one_is_gone(address: str, threads: Start) -> None:
+    with Pub(slow="block") as pub, Sub([""]) as quick, Sub([""], recv_queue_size=2) as slow:
+        connect(pub, address, slow, quick)
+        sent: list[int] = []
+        thread = threads(lambda: [sent.append(pub.send("t", b"%d" % i, DEADLINE)) for i in range(4)])
+        wait_until(lambda: len(sent) == 2, "what there is room for")
+        slow.close()
+        thread.join(DEADLINE)
+        assert sent == [2, 2, 2, 1]
+        assert [quick.recv(DEADLINE).content for _ in range(4)] == [b"0", b"1", b"2", b"3"]
+
+
+def test_blocked_until_the_stopped_one_is_killed(ipc: str, processes: Processes, threads: Start) -> None:
+    with Pub(slow="block") as pub, Sub(["t"]) as quick:
+        connect(pub, ipc, quick)
+        process = start_subscriber(processes, ipc, "t")
+        pub.wait_subscribers(2, DEADLINE)
+        os.kill(process.pid, signal.SIGSTOP)
+        assert until_full(lambda _: pub.send("t", b"x" * 60000, 0.05) and quick.recv(DEADLINE)) > 0
+        assert quick.recv(DEADLINE).content == b"x" * 60000
+        assert sum(one.lost for one in pub.subscribers) == 1
+        sent: list[int] = []
+        thread = threads(lambda: sent.append(pub.send("t", b"x" * 60000, DEADLINE)))
+        assert quick.recv(DEADLINE).content == b"x" * 60000
+        process.kill()
+        thread.join(DEADLINE)
+        assert len(sent) == 1
+        assert pub.send("t", b"y", DEADLINE) == 1
+
+
+@pytest.mark.local
+def test_blocked_until_it_is_closed(address: str, threads: Start) -> None:
+    with Pub(slow="block") as pub, Sub([""], recv_queue_size=1) as slow:
+        connect(pub, address, slow)
+        got: list[type[BaseException]] = []
+
+        def publish() -> None:
+            try:
+                while True:
+                    pub.send("t", b"x", DEADLINE)
+            except ms.Error as error:
+                got.append(type(error))
+
+        thread = threads(publish)
+        wait_until(lambda: slow.socket.stats()["depth"] == 1, "it is full")
+        pub.close()
+        thread.join(DEADLINE)
+        assert got == [ms.Closed]
+
+
+@pytest.mark.local
+def test_the_send_timeout_is_for_all_slow_ones_together(address: str) -> None:
+    with Pub(slow="block", send_timeout=0.5) as pub, contextlib.ExitStack() as stack:
+        subs = [stack.enter_context(Sub([""], recv_queue_size=1)) for _ in range(100)]
+        connect(pub, address, *subs)
+        assert pub.send("t", b"0") == 100
+        with pytest.raises(ms.Timeout):
+            pub.send("t", b"1")  # one after the other they would take 50 seconds: the test's own time would be over
+        assert [one.lost for one in pub.subscribers] == [1] * 100
+        assert {sub.recv(DEADLINE).content for sub in subs} == {b"0"}
+
+
+@pytest.mark.local
+def test_what_finds_no_memory_in_time_is_lost_too(address: str) -> None:
+    with Pub(slow="block", arena_limit=1 << 20) as pub, Sub([""]) as one, Sub([""]) as other:
+        connect(pub, address, one, other)
+        assert pub.send("t", b"x" * 800_000, DEADLINE) == 2
+        with pytest.raises(ms.Timeout):
+            pub.send("t", b"y" * 800_000, 0.01)
+        assert [one.lost for one in pub.subscribers] == [1, 1]
+        for sub in (one, other):
+            assert sub.recv(DEADLINE).content == b"x" * 800_000
+        assert pub.send("t", b"z" * 800_000, DEADLINE) == 2
+
+
+@pytest.mark.local
+def test_a_slow_one_catches_up_although_nothing_is_published_any_more(address: str, threads: Start) -> None:
+    """From several threads: what each has published stays in its order."""
+    with Pub(slow="drop oldest", backlog=4000) as pub, Sub([""], recv_queue_size=2) as slow, Sub([""]) as quick:
+        connect(pub, address, slow, quick)
+        senders = [threads(lambda i=i: [pub.send(f"{i}", b"%d" % j) for j in range(500)]) for i in range(4)]
+        for thread in senders:
+            thread.join(DEADLINE)
+        for sub in (slow, quick):
+            got: dict[bytes, list[int]] = {b"%d" % i: [] for i in range(4)}
+            for _ in range(2000):
+                topic, content = sub.recv(DEADLINE)
+                got[topic].append(int(content))
+            assert got == {b"%d" % i: list(range(500)) for i in range(4)}
+        assert [one.lost for one in pub.subscribers] == [0, 0]
+
+
+@pytest.mark.local
+@pytest.mark.parametrize("slow", ["drop newest", "drop oldest"])
+def test_one_that_takes_no_large_contents_in_keeps_others_from_none(address: str, slow: str) -> None:
+    with Pub(slow=slow, backlog=2) as pub, Sub([""]) as lazy, Sub([""]) as quick:
+        connect(pub, address, lazy, quick)
+        for i in range(50):
+            assert pub.send("t", b"%d" % i * 500_000) == 2
+            assert quick.recv(DEADLINE).content == b"%d" % i * 500_000
+        losses = sorted(one.lost for one in pub.subscribers)
+        assert losses[0] == 0
+        assert losses[1] > 0
+        got = [lazy.recv(DEADLINE).content[:2] for _ in range(50 - losses[1])]
+        if slow == "drop oldest":
+            assert got[-2:] == [b"48", b"49"]
+        wait_until(lambda: pub.socket.stats()["arena_used"] == 0, "the memory is given back")
+
+
+def test_closing_while_something_is_kept_is_no_error(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(30):
+        with Sub([""], recv_queue_size=1) as sub:
+            with Pub(slow="drop oldest", send_stop_timeout=0) as pub:
+                connect(pub, address, sub)
+                for _ in range(20):
+                    pub.send("t", b"x" * 100_000)
+                sub.subscribe("a")
+            sub.unsubscribe("a")
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
 def _subscribe(address: str, ready: Any, done: Any, last: bytes) -> None:
     with Sub([""]) as sub:
         sub.dial(address)
@@ -198,6 +465,54 @@ def test_a_hundred_subscribers_and_one_is_stopped(ipc: str, processes: Processes
             pause.wait(0.01)
         assert 100 < ours.recv() < 400
         processes.join(lazy)
+
+
+def _take_all(address: str, ready: Any, done: Any, options: dict[str, Any]) -> None:
+    with Sub([""], **options) as sub:
+        sub.dial(address)
+        ready.set()
+        got = []
+        while (publication := sub.recv(DEADLINE)).topic != b"end":
+            got.append(int(publication.content[:6]))
+        done.send(got)
+
+
+@pytest.mark.parametrize("slow", ["drop newest", "drop oldest", "block"])
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_one_is_stopped_at_any_instant(folder: Path, processes: Processes, slow: str, scheme: str) -> None:
+    """It gets what comes in order; the others get all. Without room for some, it has lost these, if it is so agreed."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    ours, theirs = context.Pipe()
+    with Pub(slow=slow, backlog=100) as pub, Sub(["t"]) as other:
+        address = pub.listen(f"ipc://{folder}/s" if scheme == "ipc" else "tcp://127.0.0.1:0").address
+        other.dial(address)
+        stopped = processes.start(_take_all, address, ready, theirs, {})
+        assert ready.wait(DEADLINE)
+        pub.wait_subscribers(2, DEADLINE)
+        chance = random.Random(1)
+        for i in range(2000):
+            if i % 100 == 50:
+                os.kill(stopped.pid, signal.SIGSTOP)
+            assert pub.send("t", b"%06d" % i + b"x" * chance.choice((0, 100, 5000))) == 2
+            if i % 100 == 80:
+                os.kill(stopped.pid, signal.SIGCONT)
+            assert other.recv(DEADLINE).content[:6] == b"%06d" % i
+        lost = sum(one.lost for one in pub.subscribers)
+        wait_for_room(pub)
+        assert pub.send("end", b"", DEADLINE) == 1
+        assert ours.poll(DEADLINE)
+        got = ours.recv()
+        assert got == sorted(got)
+        assert len(got) == 2000 - lost
+        if slow == "block":
+            assert lost == 0
+        processes.join(stopped)
+
+
+def wait_for_room(pub: Pub) -> None:
+    """Nothing is kept for anybody: what is published now is lost to nobody who goes on."""
+    wait_until(lambda: not pub._behind, "those who were slow have caught up")
 
 
 # --- connections that come and go ---
