@@ -350,11 +350,11 @@ class Sub(Protocol):
 
         :raises NotSupported: in another process than that which made it.
         """
-        self._change(self._topics | {_encoded(topic)})
+        self._change(_encoded(topic), is_wanted=True)
 
     def unsubscribe(self, topic: bytes | str) -> None:
         """Takes back ``subscribe``. What was wanted only for this is not given any more, even if it is here already."""
-        self._change(self._topics - {_encoded(topic)})
+        self._change(_encoded(topic), is_wanted=False)
 
     def recv(self, timeout: float | Unset | None = UNSET) -> Publication:
         """The next publication. See :meth:`multisocket.Socket.recv`."""
@@ -391,10 +391,11 @@ class Sub(Protocol):
 
     # --- telling publishers ---
 
-    def _change(self, topics: set[bytes]) -> None:
+    def _change(self, topic: bytes, *, is_wanted: bool) -> None:
         self.socket._connecting("subscribing")
         with self._lock:
-            self._topics = topics
+            # A new set: others look at it meanwhile.
+            self._topics = self._topics | {topic} if is_wanted else self._topics - {topic}
             self._reader.forget()
             self._tell_all()
 
