@@ -310,11 +310,12 @@ def test_blocked_until_the_slow_one_is_gone(address: str, threads: Start) -> Non
     with Pub(slow="block") as pub, Sub([""]) as quick, Sub([""], recv_queue_size=2) as slow:
         connect(pub, address, slow, quick)
         sent: list[int] = []
-        thread = threads(lambda: [sent.append(pub.send("t", b"%d" % i, DEADLINE)) for i in range(4)])
+        thread = threads(lambda: [sent.append(pub.send("t", b"%d" % i, DEADLINE)) for i in range(3)])
         wait_until(lambda: len(sent) == 2, "what there is room for")
         slow.close()
         thread.join(DEADLINE)
-        assert sent == [2, 2, 2, 1]
+        wait_until(lambda: len(pub.subscribers) == 1, "it is gone")
+        assert [*sent, pub.send("t", b"3", 0)] == [2, 2, 2, 1]
         assert [quick.recv(DEADLINE).content for _ in range(4)] == [b"0", b"1", b"2", b"3"]
 
 
