@@ -236,6 +236,8 @@ class Pub(LocalProtocol):
                     self._keep(subscriber, body)
 
     def _wait_for(self, pipes: Iterable[int], body: bytes, timeout: float | Unset | None) -> None:
+        if timeout is UNSET:
+            timeout = self.socket._options["send_timeout"]
         end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
         missed: Timeout | None = None
         for pipe in pipes:
