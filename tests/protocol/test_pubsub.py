@@ -334,6 +334,7 @@ def test_blocked_until_the_stopped_one_is_killed(ipc: str, processes: Processes,
         process.kill()
         thread.join(DEADLINE)
         assert len(sent) == 1
+        wait_until(lambda: len(pub.subscribers) == 1, "it is gone")
         assert pub.send("t", b"y", DEADLINE) == 1
 
 
