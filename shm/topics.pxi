@@ -161,18 +161,20 @@ cdef class TopicWriter:
         with. It may make that ``known``.
     :param slow: gets the pipes that had no room, the beginning, the content and the timeout.
     :param refused: gets the pipes whose peers take no content as long as that.
+    :param missed: gets all pipes when there was no memory in time, before that is raised.
     """
 
     cdef Endpoint sock
     cdef bint waits
-    cdef object hear, find, slow, refused
+    cdef object hear, find, slow, refused, missed
     cdef dict known
     cdef public bint is_careful
     """All goes to ``slow``."""
 
-    def __init__(self, Endpoint sock not None, bint waits, hear, find, slow, refused):
+    def __init__(self, Endpoint sock not None, bint waits, hear, find, slow, refused, missed):
         self.sock = sock
         self.refused = refused
+        self.missed = missed
         self.waits = waits
         self.hear = hear
         self.find = find
@@ -211,6 +213,7 @@ cdef class TopicWriter:
             return self.sock._offer(pipes, content, timeout if self.waits else 0, 0, head)
         except (Timeout, MessageDropped):
             if self.waits:
+                self.missed(pipes)
                 raise
             return pipes  # slow ones take all memory for large contents
         except ContentTooLong as error:

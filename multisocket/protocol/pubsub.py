@@ -105,7 +105,15 @@ class Pub(LocalProtocol):
         self._by_prefix: dict[bytes, set[int]] = {}
         self._behind: set[int] = set()
         self._timer: Timer | None = None
-        self._writer = TopicWriter(self.socket, self._blocks, self._hear, self._find, self._send_to_slow, self._refused)
+        self._writer = TopicWriter(
+            self.socket,
+            self._blocks,
+            self._hear,
+            self._find,
+            self._send_to_slow,
+            self._refused,
+            self._count_lost,
+        )
         # Called directly it takes three quarters of the time.
         self.__dict__["send"] = self._writer.send
         self.socket._watch_pipes(self._on_pipe)
