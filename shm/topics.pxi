@@ -60,7 +60,9 @@ cdef class TopicReader:
         content = self.take_like()
         if content is not None:
             return new_pair(self.kind, self.topic, content)
-        if timeout is None or timeout is _unset:
+        if timeout is _unset:
+            timeout = self.sock.recv_timeout
+        if timeout is None:
             while True:
                 pair = self.split(<bytes>self.sock.receive(False, True, timeout))
                 if pair is not None:

@@ -84,6 +84,8 @@ class Sub(Protocol):
 
     async def recv(self, timeout: float | Unset | None = UNSET) -> Publication:
         """See :meth:`multisocket.protocol.Sub.recv`."""
+        if timeout is UNSET:
+            timeout = self._sub.socket._options["recv_timeout"]
         end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
         while True:
             left = timeout if end is None else max(0.0, end - time.monotonic())

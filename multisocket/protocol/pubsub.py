@@ -372,6 +372,8 @@ class Sub(Protocol):
 
     def recv_many(self, max_messages: int, timeout: float | Unset | None = UNSET) -> list[Publication]:
         """Up to so many. See :meth:`multisocket.Socket.recv_many`."""
+        if timeout is UNSET:  # else it would begin again with each that is not wanted
+            timeout = self.socket._options["recv_timeout"]
         end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
         while True:
             left = timeout if end is None else max(0.0, end - time.monotonic())
