@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -700,6 +701,27 @@ def test_through_switches(address: str, folder: Path) -> None:
         assert other.recv(DEADLINE) == (b"c", b"2")
         pub.send("last", b"")
         assert one.recv(DEADLINE).topic == b"last"
+
+
+@pytest.mark.parametrize("way", ["recv", "recv_many"])
+def test_the_recv_timeout_ends_although_what_is_not_wanted_comes(address: str, threads: Start, way: str) -> None:
+    with ms.Socket(send_timeout=0) as sock, Sub(["a"], recv_timeout=0.1) as sub:
+        sock.listen(address)
+        sub.dial(address)
+        over = threading.Event()
+
+        def publish() -> None:
+            end = time.monotonic() + DEADLINE / 3
+            while not over.wait(0.001) and time.monotonic() < end:
+                with contextlib.suppress(ms.Timeout):
+                    sock.send_all(b"\0\1bnot wanted")
+            sock.send_all(b"\0\1awanted")
+
+        thread = threads(publish)
+        with pytest.raises(ms.Timeout):
+            sub.recv() if way == "recv" else sub.recv_many(3)
+        over.set()
+        thread.join(DEADLINE)
 
 
 def test_nonsense_is_dropped(address: str) -> None:
