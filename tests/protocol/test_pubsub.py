@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -536,6 +536,31 @@ def test_a_publisher_that_comes_back_is_told_again(folder: Path, scheme: str) ->
                 sub.subscribe(f"new {i}")
 
 
+def _publish(address: str, content: bytes) -> None:
+    with Pub() as pub:
+        pub.listen(address)
+        pub.wait_subscribers(1, DEADLINE)
+        assert pub.send("b", b"") == 0
+        pub.send("a", content)
+        for _ in iter(lambda: pub.socket.recv(None), None):  # until it is killed
+            pass
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_a_publisher_that_is_killed_and_comes_back_is_told_again(
+    folder: Path, processes: Processes, scheme: str
+) -> None:
+    address = f"ipc://{folder}/s" if scheme == "ipc" else f"tcp://127.0.0.1:{free_port()}"
+    with Sub(["a"], send_stop_timeout=0) as sub:
+        sub.dial(address, dial_async=True, max_reconnect_time=0.1)
+        for i in range(3):
+            process = processes.start(_publish, address, b"%d" % i)
+            assert sub.recv(DEADLINE) == (b"a", b"%d" % i)
+            process.kill()
+            process.join(DEADLINE)
+    wait_until(lambda: ms.clean() is not None and not os.path.exists(folder / "s"), "its socket file is gone")
+
+
 def test_a_subscriber_that_reconnects(address: str) -> None:
     with Pub() as pub, Sub(["a"]) as sub:
         pub.listen(address)
@@ -573,6 +598,55 @@ def test_several_publishers(folder: Path) -> None:
         assert [sub.recv(DEADLINE), sub.recv(DEADLINE)] == [(b"a", b"x")] * 2
 
 
+def test_one_sub_dials_several_publishers(folder: Path) -> None:
+    with Sub(["a", "end"]) as sub, contextlib.ExitStack() as stack:
+        pubs = [stack.enter_context(Pub()) for _ in range(3)]
+        for i, pub in enumerate(pubs):
+            sub.dial(pub.listen(f"ipc://{folder}/{i}" if i else "tcp://127.0.0.1:0").address)
+            pub.wait_subscribers(1, DEADLINE)
+        sub.subscribe("b")
+        sub.unsubscribe("a")
+        for i, pub in enumerate(pubs):
+            wait_until(lambda pub=pub: pub.subscribers[0].topics == {b"b", b"end"}, "each is told")
+            assert pub.send("a", b"") == 0
+            assert pub.send("b", b"%d" % i) == 1
+        assert {sub.recv(DEADLINE) for _ in pubs} == {(b"b", b"%d" % i) for i in range(3)}
+        pubs[0].close()  # the others go on
+        for pub in pubs[1:]:
+            assert pub.send("b", b"x") == 1
+        assert [sub.recv(DEADLINE).content for _ in pubs[1:]] == [b"x", b"x"]
+
+
+def test_pipes_that_end_while_they_begin_leave_nothing(address: str, threads: Start) -> None:
+    with Pub(slow="drop oldest") as pub:
+        pub.listen(address)
+        over = threading.Event()
+
+        def end_all() -> None:
+            while not over.is_set():
+                for pipe in pub.socket.pipes:
+                    with contextlib.suppress(ms.BadAddress):
+                        pub.socket.close_pipe(pipe.id)
+
+        thread = threads(end_all)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with contextlib.ExitStack() as stack:
+                for i in range(100):
+                    with contextlib.suppress(ms.ConnectionRefused):
+                        stack.enter_context(Sub(["a"], send_stop_timeout=0)).dial(address, reconnect=False)
+                    pub.send("a", b"%d" % i)
+        finally:
+            sys.setswitchinterval(before)
+            over.set()
+        thread.join(DEADLINE)
+        wait_until(lambda: not pub.socket.pipes, "all are gone")
+        wait_until(lambda: not pub._subscribers, "and nothing is known of them")
+        assert not pub._by_prefix
+        assert not pub._behind
+
+
 # --- processes and threads ---
 
 
@@ -602,6 +676,57 @@ def test_processes_share_a_sub(ipc: str, processes: Processes, method: str) -> N
             got += ours.recv()
         assert sorted(got) == list(range(200))
         processes.join(*workers)
+
+
+def _take_one(sub: Sub, done: Any) -> None:
+    done.send(sub.recv(DEADLINE))
+    for _ in sub:
+        pass
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_who_shares_a_sub_and_is_killed_takes_nothing_from_others(ipc: str, processes: Processes, method: str) -> None:
+    ours, theirs = multiprocessing.get_context(method).Pipe()
+    with Pub(slow="block") as pub, Sub(["t"]) as sub:
+        connect(pub, ipc, sub)
+        process = processes.start(_take_one, sub, theirs, method=method)
+        pub.send("t", b"first")
+        assert ours.poll(DEADLINE)
+        assert ours.recv() == (b"t", b"first")
+        process.kill()
+        process.join(DEADLINE)
+        for i in range(100):
+            pub.send("t", b"%d" % i)
+        assert [sub.recv(DEADLINE).content for _ in range(100)] == [b"%d" % i for i in range(100)]
+        assert len(pub.subscribers) == 1
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_what_is_subscribed_after_it_was_shared_comes_to_all(ipc: str, processes: Processes, method: str) -> None:
+    ours, theirs = multiprocessing.get_context(method).Pipe()
+    with Pub() as pub, Sub(["never"]) as sub:
+        connect(pub, ipc, sub)
+        processes.start(_take_one, sub, theirs, method=method)
+        sub.subscribe("later")
+        wait_until(lambda: b"later" in pub.subscribers[0].topics, "it is known")
+        assert pub.send("later on", b"x") == 1
+        assert ours.poll(DEADLINE)
+        assert ours.recv() == (b"later on", b"x")
+
+
+@pytest.mark.xfail(strict=True, reason="processes that share a Sub do not know what it has subscribed since")
+def test_who_shares_a_sub_behind_a_switch_gets_nothing_of_others(folder: Path, processes: Processes) -> None:
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    with Pub() as pub, Sub(["a"]) as shared, Sub(["b"]) as other, switched(pub, folder) as front:
+        shared.dial(front)
+        other.dial(front)
+        wait_until(lambda: pub.subscribers and pub.subscribers[0].topics == {b"a", b"b"}, "all are known")
+        processes.start(_take_one, shared, theirs)
+        pub.send("b", b"is for the other one")
+        pub.send("a", b"x")
+        assert other.recv(DEADLINE) == (b"b", b"is for the other one")
+        assert ours.poll(DEADLINE)
+        assert ours.recv() == (b"a", b"x")
 
 
 @pytest.mark.local
@@ -664,6 +789,50 @@ def test_many_prefixes(address: str) -> None:
         assert sub.recv(DEADLINE).topic == b"1234.5"
 
 
+def test_of_many_prefixes_all_end(address: str) -> None:
+    with Pub() as pub, Sub(["x"]) as sub:
+        connect(pub, address, sub)
+        for i in range(1000):
+            sub.subscribe(b"%d." % i)
+        wait_until(lambda: len(pub.subscribers[0].topics) == 1001, "all are known")
+        for i in range(1000):
+            sub.unsubscribe(b"%d." % i)
+        wait_until(lambda: pub.subscribers[0].topics == {b"x"}, "none is known any more")
+        assert pub.send("1.", b"") == 0
+        assert set(pub._by_prefix) == {b"x"}
+
+
+def test_more_prefixes_than_one_may_have_harm_nobody(ipc: str) -> None:
+    with Pub() as pub, Sub([b"%d." % i for i in range(66_000)]) as greedy, Sub(["a"]) as sub:
+        connect(pub, ipc, sub)
+        greedy.dial(ipc)
+        wait_until(lambda: max(len(one.topics) for one in pub.subscribers) == 65_536, "what is heeded is known")
+        assert pub.send("a", b"x") == 1
+        assert sub.recv(DEADLINE) == (b"a", b"x")
+
+
+def test_publishing_while_subscribers_come_and_go(address: str, threads: Start) -> None:
+    """Who is there all the time gets everything, in order."""
+    with Pub(slow="block") as pub, Sub(["t"]) as steady:
+        connect(pub, address, steady)
+        over = threading.Event()
+
+        def come_and_go() -> None:
+            while not over.is_set():
+                with Sub([""], send_stop_timeout=0) as sub:
+                    sub.dial(address)
+
+        visitors = [threads(come_and_go) for _ in range(2)]
+        sender = threads(lambda: [pub.send("t", b"%d" % i, DEADLINE) for i in range(2000)])
+        assert [int(steady.recv(DEADLINE).content) for _ in range(2000)] == list(range(2000))
+        over.set()
+        for thread in (sender, *visitors):
+            thread.join(DEADLINE)
+        wait_until(lambda: len(pub.subscribers) == 1, "the visitors are gone")
+        wait_until(lambda: len(pub._subscribers) == 1, "their pipes, too")
+        assert set(pub._by_prefix) == {b"t"}
+
+
 def test_large_contents_are_written_once(ipc: str) -> None:
     with Pub() as pub, contextlib.ExitStack() as stack:
         subs = [stack.enter_context(Sub([""])) for _ in range(5)]
@@ -703,6 +872,70 @@ def test_through_switches(address: str, folder: Path) -> None:
         assert one.recv(DEADLINE).topic == b"last"
 
 
+@contextlib.contextmanager
+def switched(pub: Pub, folder: Path) -> Iterator[str]:
+    """The address of a switch before it."""
+    with ms.Socket() as near, ms.Socket() as far:
+        pub.listen(f"ipc://{folder}/back")
+        far.dial(f"ipc://{folder}/back")
+        near.listen(f"ipc://{folder}/front")
+        with switch(near, far):
+            yield f"ipc://{folder}/front"
+
+
+def test_each_behind_a_switch_gets_what_it_wants_itself(folder: Path) -> None:
+    with Pub() as pub, Sub(["a", "end"]) as one, Sub(["ab", "end"]) as other, switched(pub, folder) as front:
+        one.dial(front)
+        other.dial(front)
+        wait_until(lambda: pub.subscribers and pub.subscribers[0].topics == {b"a", b"ab", b"end"}, "all are known")
+        assert [pub.send(topic, b"") for topic in ("a", "ab", "b", "end")] == [1, 1, 0, 1]
+        assert drain(one) == [(b"a", b""), (b"ab", b"")]
+        assert drain(other) == [(b"ab", b"")]
+        one.unsubscribe("a")
+        wait_until(lambda: pub.subscribers[0].topics == {b"ab", b"end"}, "it is known")
+        assert [pub.send(topic, b"") for topic in ("a", "ab", "end")] == [0, 1, 1]
+        assert drain(one) == []
+        assert drain(other) == [(b"ab", b"")]
+
+
+def test_those_behind_a_switch_that_comes_back_are_subscribed_again(folder: Path) -> None:
+    back, front = f"ipc://{folder}/back", f"ipc://{folder}/front"
+    with Pub() as pub, Sub(["a"], send_stop_timeout=0) as sub:
+        pub.listen(back)
+        sub.dial(front, dial_async=True, max_reconnect_time=0.1)
+        for i in range(3):
+            with ms.Socket() as near, ms.Socket() as far:
+                far.dial(back)
+                near.listen(front)
+                with switch(near, far):
+                    pub.wait_subscribers(1, DEADLINE)
+                    assert pub.send("a", b"%d" % i) == 1
+                    assert sub.recv(DEADLINE) == (b"a", b"%d" % i)
+            wait_until(lambda: not pub.subscribers, "the switch is gone")
+
+
+def test_who_goes_from_behind_a_switch_is_subscribed_no_more(folder: Path) -> None:
+    with Pub() as pub, Sub(["all"]) as steady, switched(pub, folder) as front:
+        steady.dial(front)
+        for i in range(200):
+            with Sub(["all", f"{i}"]) as sub:
+                sub.dial(front)
+                wait_until(lambda i=i: pub.subscribers and b"%d" % i in pub.subscribers[0].topics, "it came")
+        wait_until(lambda: pub.subscribers[0].topics == {b"all"}, "they are gone")
+        assert pub.subscribers[0]._count == 1
+        assert pub.send("all", b"x") == 1
+        assert steady.recv(DEADLINE) == (b"all", b"x")
+
+
+@pytest.mark.xfail(strict=True, reason="a switch tells nobody that one of its peers is gone")
+def test_who_is_killed_behind_a_switch_is_subscribed_no_more(folder: Path, processes: Processes) -> None:
+    with Pub() as pub, switched(pub, folder) as front:
+        process = start_subscriber(processes, front, "a")
+        pub.wait_subscribers(1, DEADLINE)
+        process.kill()
+        wait_until(lambda: not pub.subscribers, "it is gone", 1.0)
+
+
 @pytest.mark.parametrize("way", ["recv", "recv_many"])
 def test_the_recv_timeout_ends_although_what_is_not_wanted_comes(address: str, threads: Start, way: str) -> None:
     with ms.Socket(send_timeout=0) as sock, Sub(["a"], recv_timeout=0.1) as sub:
@@ -738,6 +971,21 @@ def test_nonsense_is_dropped(address: str) -> None:
         assert sub.recv(DEADLINE) == (b"a", b"right")
 
 
+def test_random_nonsense_changes_nothing(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    chance = random.Random(7)
+    with Pub() as pub, Sub(["wanted"]) as sub:
+        connect(pub, address, sub)
+        for i in range(2000):
+            body = chance.choice((b"", b"\1", b"\0", b"\1\xff\xff")) + chance.randbytes(chance.randrange(40))
+            sub.socket.send_msg(ms.Message(body, send_type=TO_ALL, flags=chance.choice((0, CONTROL))))
+            pub.socket.send_all(body)
+            assert pub.send("wanted", b"%d" % i) == 1
+            assert sub.recv(DEADLINE) == (b"wanted", b"%d" % i)
+        sub.subscribe("more")
+        wait_until(lambda: b"more" in pub.subscribers[0].topics, "what is right is known")
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
 def test_bad_options() -> None:
     for wrong in ({"slow": "sometimes"}, {"backlog": 0}, {"no_such": 1}):
         with pytest.raises(ms.BadOption):
@@ -746,3 +994,26 @@ def test_bad_options() -> None:
         Sub("a")
     with pytest.raises(ms.ContentTooLong):
         Sub([b"x" * 65536])
+
+
+@pytest.mark.parametrize("option", ["no_recv", "no_send"])
+def test_both_ends_send_and_receive(option: str) -> None:
+    for kind in (Pub, Sub):
+        with pytest.raises(ms.BadOption, match=option):
+            kind(**{option: True})  # type: ignore[arg-type]
+        kind(**{option: False}).close()  # type: ignore[arg-type]
+
+
+def test_a_topic_that_is_too_long_changes_nothing(address: str) -> None:
+    with Pub() as pub, Sub(["a"]) as sub:
+        connect(pub, address, sub)
+        for change in (sub.subscribe, sub.unsubscribe):
+            with pytest.raises(ms.ContentTooLong, match="65536"):
+                change(b"x" * 65536)
+        with pytest.raises(ms.ContentTooLong, match="65536"):
+            pub.send("ü" * 32768, b"")
+        assert sub.topics == {b"a"}
+        sub.subscribe(b"x" * 65535)
+        wait_until(lambda: b"x" * 65535 in pub.subscribers[0].topics, "it is known")
+        assert pub.send(b"x" * 65535, b"y") == 1
+        assert sub.recv(DEADLINE) == (b"x" * 65535, b"y")
