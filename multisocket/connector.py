@@ -194,7 +194,8 @@ class Connector:
         self._pipes: dict[int, Pipe] = {}
         # Connections that are not closed for good yet.
         self._links: set[WireLink] = set()
-        self._reserved = 0
+        # Ids of pipes that are being made.
+        self._reserved: set[int] = set()
         self._unreceived: list[_Unreceived] = []
         self._settled = threading.Condition()
         self._resend_due = False
@@ -211,6 +212,11 @@ class Connector:
         """The live pipes."""
         with self._lock:
             return list(self._pipes.values())
+
+    def knows(self, pipe_id: int) -> bool:
+        """Whether this pipe is there, or is being made."""
+        with self._lock:
+            return pipe_id in self._pipes or pipe_id in self._reserved
 
     def listen(self, text: str, /, **given: Any) -> Listener:
         """See :meth:`multisocket.Socket.listen`."""
@@ -332,18 +338,18 @@ class Connector:
         """
         with self._lock:
             self._require_open()
-            if self._pipe_limit is not None and len(self._pipes) + self._reserved >= self._pipe_limit:
+            if self._pipe_limit is not None and len(self._pipes) + len(self._reserved) >= self._pipe_limit:
                 raise ConnectionRefused(f"the Socket has its {self._pipe_limit} pipes (pipe_limit) already")
             number = self._endpoint._reserve_pipe()
             if not number:
                 raise ConnectionRefused("the Socket has no place for another pipe, or /dev/shm is full")
-            self._reserved += 1
+            self._reserved.add(number)
         return Hello(self._segment.name, number, self._receives, os.getpid())
 
     def withdraw(self, ours: Hello) -> None:
         """Gives up a reserved pipe."""
         with self._lock:
-            self._reserved -= 1
+            self._reserved.discard(ours.pipe)
             if not self._closed:
                 self._endpoint._release_pipe(ours.pipe)
 
@@ -405,7 +411,7 @@ class Connector:
             _require_wanted(pipe._dialer)
             self._endpoint._open_pipe(pipe.id, theirs.segment if theirs.receives else "", theirs.pipe, wire)
             self._pipes[pipe.id] = pipe
-            self._reserved -= 1
+            self._reserved.discard(pipe.id)
 
     def _opened(self, pipe: Pipe) -> None:
         self._tell("open", pipe)

@@ -172,6 +172,11 @@ class Socket(Endpoint):
         for pipe in connector.pipes:
             watcher("open", pipe)
 
+    def _knows_pipe(self, pipe_id: int) -> bool:
+        """For a protocol: whether this pipe is there, or is being made."""
+        connector = self._connector
+        return connector is not None and connector.knows(pipe_id)
+
     def _connecting(self, what: str) -> Connector:
         if self.closed:
             raise Closed("this Socket is closed: make a new one")

@@ -103,6 +103,8 @@ class Pub(LocalProtocol):
         self._subscribers: dict[int, Subscriber] = {}
         # Pipes whose peers have subscribed a prefix.
         self._by_prefix: dict[bytes, set[int]] = {}
+        # Heard before the pipe that they came by was announced.
+        self._early: list[Message] = []
         self._behind: set[int] = set()
         self._timer: Timer | None = None
         self._writer = TopicWriter(
@@ -164,8 +166,10 @@ class Pub(LocalProtocol):
         if not msg.flags & CONTROL or prefixes is None or not msg.source:
             log.info("a message of %d bytes to a Pub that is no subscription was dropped", len(msg.content))
             return
-        subscriber = self._subscriber(msg.source[0])
+        subscriber = self._subscribers.get(msg.source[0])
         if subscriber is None:
+            if self.socket._knows_pipe(msg.source[0]):
+                self._early.append(msg)
             return
         for prefix in prefixes:
             if msg.content[:1] == _UNSUBSCRIBE:
@@ -175,13 +179,6 @@ class Pub(LocalProtocol):
             else:
                 log.warning("pipe %d wants more than %d prefixes: one was not heeded", msg.source[0], _MOST_PREFIXES)
         self._writer.forget()
-
-    def _subscriber(self, number: int) -> Subscriber | None:
-        """None: its pipe is gone meanwhile."""
-        # It may be heard before its pipe is announced.
-        if number not in self._subscribers and any(pipe.id == number for pipe in self.socket.pipes):
-            self._subscribers[number] = Subscriber(number)
-        return self._subscribers.get(number)
 
     def _add(self, subscriber: Subscriber, prefix: bytes, path: tuple[int, ...]) -> None:
         paths = subscriber._paths.setdefault(prefix, set())
@@ -217,7 +214,11 @@ class Pub(LocalProtocol):
     def _on_pipe(self, event: str, pipe: Pipe) -> None:
         with self._lock:
             if event == "open":
-                self._subscribers.setdefault(pipe.id, Subscriber(pipe.id))
+                if self.socket._knows_pipe(pipe.id):  # a pipe that ends at once may be announced after its end
+                    self._subscribers[pipe.id] = Subscriber(pipe.id)
+                early, self._early = self._early, []
+                for msg in early:
+                    self._heard(msg)
                 return
             gone = self._subscribers.pop(pipe.id, None)
             if gone is None:
@@ -415,6 +416,8 @@ class Sub(Protocol):
         with self._lock:
             if event == "close":
                 self._told.pop(pipe.id, None)
+                return
+            if not self.socket._knows_pipe(pipe.id):  # its end was announced before
                 return
             self._told.setdefault(pipe.id, set())
             self._tell_all()
