@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .protocol import Receiving, Sending
+from .protocol import Receiving, Sending, require_unset
 
 
 class Push(Sending):
     """The giving end: sends each message to one, receives nothing."""
 
     def __init__(self, **options: Any) -> None:
+        require_unset(options, ["no_recv"], "Push")
         super().__init__(no_recv=True, **options)
 
 
@@ -18,4 +19,5 @@ class Pull(Receiving):
     """The taking end: receives, sends nothing. Iterating gives contents until it is closed."""
 
     def __init__(self, **options: Any) -> None:
+        require_unset(options, ["no_send"], "Pull")
         super().__init__(no_send=True, **options)

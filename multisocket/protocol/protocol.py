@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..connector import Dialer, Listener
-from ..errors import Closed, NotSupported
+from ..errors import BadOption, Closed, NotSupported
 from ..shm import UNSET, Unset
 from ..socket import Socket
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 Self = TypeVar("Self", bound="Protocol")
+
+
+def require_unset(options: Mapping[str, Any], names: Iterable[str], kind: str) -> None:
+    """Of options that a protocol sets itself.
+
+    :raises BadOption: one is given.
+    """
+    for name in names:
+        if name in options:
+            raise BadOption(f"a {kind} sets option {name} itself: leave it out")
 
 
 class Protocol:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +95,7 @@ class Pub(LocalProtocol):
             raise BadOption(f"option slow takes {DROP_NEWEST!r}, {DROP_OLDEST!r} or {BLOCK!r}, not {slow!r}")
         if not isinstance(backlog, int) or backlog < 1:
             raise BadOption(f"option backlog takes a number of publications, 1 or more, not {backlog!r}")
+        _require_both_ways(options)
         super().__init__(**options)
         self._slow = slow
         self._blocks = slow == BLOCK
@@ -337,6 +338,7 @@ class Sub(Protocol):
         if isinstance(topics, (bytes, str)):
             raise BadOption(f"topics is a list of prefixes, not {topics!r}: write [{topics!r}]")
         wanted = {_encoded(topic) for topic in topics}
+        _require_both_ways(options)
         super().__init__(**options)
         self._topics = wanted
         # What each publisher has been told.
@@ -451,6 +453,12 @@ class Sub(Protocol):
         self.__dict__.update(state)
         self._lock = threading.RLock()
         self._read_by(TopicReader(self.socket, Publication, self._learn))
+
+
+def _require_both_ways(options: Mapping[str, Any]) -> None:
+    for name in ("no_recv", "no_send"):
+        if options.get(name) is True:
+            raise BadOption(f"option {name} cannot be True here: subscriptions go one way, publications the other")
 
 
 def _encoded(topic: bytes | str) -> bytes:
