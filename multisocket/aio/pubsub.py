@@ -82,6 +82,11 @@ class Sub(Protocol):
         """See :meth:`multisocket.protocol.Sub.unsubscribe`."""
         self._sub.unsubscribe(topic)
 
+    async def close(self) -> None:
+        """See :meth:`multisocket.protocol.Sub.close`."""
+        self._sub._take_leave()
+        await super().close()
+
     async def recv(self, timeout: float | Unset | None = UNSET) -> Publication:
         """See :meth:`multisocket.protocol.Sub.recv`."""
         if timeout is UNSET:

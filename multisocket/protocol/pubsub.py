@@ -9,6 +9,7 @@ others behind it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..background import Timer, background
 from ..connector import Pipe
-from ..errors import BadOption, BrokenPath, ContentTooLong, MessageDropped, Timeout
+from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, OutOfSharedMemory, Timeout
 from ..message import CONTROL, TO_ALL, Message
 from ..shm import UNSET, TopicReader, TopicWriter, Unset
 from .protocol import LocalProtocol, Protocol
@@ -322,7 +323,12 @@ class Pub(LocalProtocol):
             self._timer = None
             if self.socket.closed:
                 return
-            self._catch_up()
+            try:
+                self._catch_up()
+            except Closed:
+                return
+            except OutOfSharedMemory:
+                log.debug("no memory for what slow subscribers are to get: later, perhaps")
             if self._behind:
                 self._timer = background().call_later(_RETRY_TIME, self._catch_up_later)
 
@@ -426,11 +432,11 @@ class Sub(Protocol):
 
     def _tell_all(self) -> None:
         """Never waits: this may be the background thread. Who has no room is told later."""
-        if not all([self._tell(pipe, told) for pipe, told in self._told.items()]) and self._timer is None:
+        if not all([self._tell(pipe, told, self._topics) for pipe, told in self._told.items()]) and self._timer is None:
             self._timer = background().call_later(_RETRY_TIME, self._tell_later)
 
-    def _tell(self, pipe: int, told: set[bytes]) -> bool:
-        for action, prefixes in ((_SUBSCRIBE, self._topics - told), (_UNSUBSCRIBE, told - self._topics)):
+    def _tell(self, pipe: int, told: set[bytes], topics: set[bytes]) -> bool:
+        for action, prefixes in ((_SUBSCRIBE, topics - told), (_UNSUBSCRIBE, told - topics)):
             left = sorted(prefixes)
             while left:
                 some, left = left[:_MOST_AT_A_TIME], left[_MOST_AT_A_TIME:]
@@ -443,7 +449,22 @@ class Sub(Protocol):
         with self._lock:
             self._timer = None
             if not self.socket.closed:
-                self._tell_all()
+                with contextlib.suppress(Closed):
+                    self._tell_all()
+
+    def close(self) -> None:
+        """See :meth:`multisocket.Socket.close`."""
+        self._take_leave()
+        super().close()
+
+    def _take_leave(self) -> None:
+        """Unsubscribes: behind a switch, no publisher would hear otherwise that it is gone."""
+        if self.socket.closed or not self.socket._is_owner:
+            return
+        with self._lock, contextlib.suppress(Error):
+            told, self._told = self._told, {}
+            for pipe, its in told.items():
+                self._tell(pipe, its, set())
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: the Socket, and what was subscribed by then."""
