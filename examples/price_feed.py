@@ -35,7 +35,8 @@ def follow(address: str, name: str, topics: list[str], delay: float) -> None:
             if delay:
                 time.sleep(delay)
     prices = ", ".join(f"{symbol} {price}" for symbol, price in sorted(last.items()))
-    print(f"{name}: {ticks} ticks; {prices}", flush=True)
+    # At once with its end: the others write lines, too.
+    print(f"{name}: {ticks} ticks; {prices}\n", end="", flush=True)
 
 
 def main() -> int:
