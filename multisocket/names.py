@@ -31,10 +31,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import posix_ipc
 
 from . import reclaim, shm
+
+T = TypeVar("T")
 
 _DIRECTORY = "/dev/shm"
 _LOCK_TIMEOUT = 2.0
@@ -181,17 +184,26 @@ def new_segment(inbox_bytes: int, inbox_limit: int, pending_limit: int, longest:
 
     :raises OutOfSharedMemory: no memory for it.
     """
+    return new_memory(lambda name: shm.Segment.create(name, inbox_bytes, inbox_limit, pending_limit, longest))
+
+
+def new_memory(make: Callable[[str], T]) -> T:
+    """Makes something in shared memory under a name of this process.
+
+    :param make: gets the name.
+    :returns: what it has made.
+    """
     name = _ours().new_name()
     shm.cleanup_add(_path_of(name))
     try:
-        return shm.Segment.create(name, inbox_bytes, inbox_limit, pending_limit, longest)
+        return make(name)
     except BaseException:
         shm.cleanup_remove(_path_of(name))
         raise
 
 
 def remove_segment(name: str) -> None:
-    """Removes a name that :func:`new_segment` gave; who has it mapped keeps the memory."""
+    """Removes a name that :func:`new_memory` gave; who has it mapped keeps the memory."""
     with contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_shared_memory(name)
     shm.cleanup_remove(_path_of(name))

@@ -110,21 +110,49 @@ def _header(name: str, sizes: Sequence[int]) -> bytes:
 
 def content_size(parts: list[memoryview], name: str) -> int:
     """Bytes that :func:`write` needs."""
-    at = len(_header(name, [part.nbytes for part in parts]))
+    return size_with_parts(len(_header(name, [part.nbytes for part in parts])), parts)
+
+
+def write(parts: list[memoryview], name: str, target: memoryview) -> None:
+    """Writes header and parts to a buffer of :func:`content_size` bytes."""
+    write_parts(_header(name, [part.nbytes for part in parts]), parts, target)
+
+
+# --- parts behind any header ---
+
+
+def size_with_parts(header: int, parts: Sequence[memoryview]) -> int:
+    """Bytes of a header of so many bytes and of parts behind it."""
+    at = header
     for part in parts:
         at = _aligned(at) + part.nbytes
     return at
 
 
-def write(parts: list[memoryview], name: str, target: memoryview) -> None:
-    """Writes header and parts to a buffer of :func:`content_size` bytes."""
-    header = _header(name, [part.nbytes for part in parts])
-    target[: len(header)] = header
+def write_parts(header: bytes, parts: Sequence[memoryview], target: memoryview) -> None:
+    """Writes header and parts to a buffer of :func:`size_with_parts` bytes."""
     at = len(header)
+    target[:at] = header
     for part in parts:
         at = _aligned(at)
         copy(target[at : at + part.nbytes], part)
         at += part.nbytes
+
+
+def read_parts(header: int, sizes: Sequence[int], content: memoryview) -> list[memoryview]:
+    """The parts behind a header of so many bytes.
+
+    :raises ValueError: there are fewer bytes.
+    """
+    parts = []
+    at = header
+    for size in sizes:
+        at = _aligned(at)
+        if at + size > content.nbytes:
+            raise ValueError("it ends too early")
+        parts.append(content[at : at + size])
+        at += size
+    return parts
 
 
 def load(content: bytes | memoryview, *, from_network: bool = False) -> Any:
@@ -152,12 +180,4 @@ def _read(content: memoryview) -> tuple[str, list[memoryview]]:
     if count > _MOST_PARTS:
         raise ValueError(f"it claims to have {count} parts")
     sizes = struct.unpack_from(f">{count}Q", content, 6 + length)
-    parts = []
-    at = 6 + length + 8 * count
-    for size in sizes:
-        at = _aligned(at)
-        if at + size > content.nbytes:
-            raise ValueError("it ends too early")
-        parts.append(content[at : at + size])
-        at += size
-    return name, parts
+    return name, read_parts(6 + length + 8 * count, sizes, content)

@@ -22,13 +22,18 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int owner; /* process id: a forked child must not remove its parent's files */
 static _Atomic int installed;
 
-static void remove_and_die(int number)
+void cleanup_all(void)
 {
     if (atomic_load(&owner) == (int)getpid())
         for (node *n = atomic_load(&first); n; n = n->next) {
             if (atomic_load(&n->used))
                 unlink(n->path);
         }
+}
+
+static void remove_and_die(int number)
+{
+    cleanup_all();
     signal(number, SIG_DFL);
     raise(number);
 }

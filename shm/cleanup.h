@@ -9,5 +9,7 @@
 /* 0, or -1 when the path is too long or there is no memory. It is copied. */
 int cleanup_add(const char *path);
 void cleanup_remove(const char *path);
+/* Removes what is registered now. For a thread that is about to end the process. */
+void cleanup_all(void);
 
 #endif

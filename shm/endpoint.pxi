@@ -793,8 +793,12 @@ cdef class Endpoint:
             (<Message>taken).content = memoryview((<Message>taken).content)
         return taken
 
-    cdef object take_far(self, Segment segment, bint as_message, bint copy, int *rc):
-        """The same for a content that lies in an arena. *rc is RING_AGAIN when somebody else has taken it."""
+    cdef object take_far(self, Segment segment, bint as_message, bint copy, int *rc, Board board=None,
+                         uint32_t slot=0):
+        """The same for a content that lies in an arena. *rc is RING_AGAIN when somebody else has taken it.
+
+        :param board: where it is noted that the worker of `slot` takes it.
+        """
         cdef ring *inbox = &segment.seg.inbox
         cdef uint64_t holder = _holder()
         cdef ring_reader reader
@@ -834,7 +838,10 @@ cdef class Endpoint:
         with nogil:
             if arena is not None:
                 claimed = arena_claim(&arena.a, &n, holder, &b)
-            ring_pop(&reader, &rec)
+            if claimed == RING_OK and board is not None:
+                board.take_record(slot, &reader, &rec, b.data, b.length)
+            else:
+                ring_pop(&reader, &rec)
             ring_leave(&reader)
         if claimed != RING_OK:
             segment.seg.shared.dropped += 1
@@ -975,6 +982,39 @@ cdef class Endpoint:
                 deadline = _deadline(timeout)
             self.await_message(segment, rc, deadline, timeout)
         return out
+
+    def _recv_in_place(self, Py_ssize_t max_messages, timeout=_unset):
+        """Like ``recv_many``, but a content that lies in an arena comes as a memoryview of it there. It is writable,
+        so who sends it must have sent it to this Socket alone."""
+        cdef Segment segment = self.alive()
+        cdef int64_t deadline = -1
+        cdef list out = []
+        cdef int rc
+        while len(out) < max_messages:
+            rc = _take_short(&segment.seg.inbox, out, max_messages)
+            if rc == RING_OK and len(out) < max_messages:
+                try:
+                    one = self.take_in_place(segment, &rc)
+                except Exception:
+                    if not out:
+                        raise
+                    break  # what was taken is not lost; the error comes again
+                if rc == RING_OK:
+                    out.append(one)
+            if rc == RING_OK:
+                continue
+            if out:
+                break
+            if deadline < 0:
+                deadline = _deadline(self.recv_timeout if timeout is _unset else timeout)
+            self.await_message(segment, rc, deadline, timeout)
+        return out
+
+    cdef object take_in_place(self, Segment segment, int *rc):
+        taken = _take_one(&segment.seg.inbox, False, rc)
+        if rc[0] != TAKE_FAR:
+            return taken
+        return self.take_far(segment, False, False, rc)
 
     def __iter__(self):
         """Messages as they come, until the Socket is closed."""
@@ -1145,6 +1185,7 @@ cdef int _back(Block content) except -1:
 cdef object _unpack(Block content, object message, bint as_message, bint copy):
     """What is given for a content in a block, and the Message around it."""
     if not copy and not as_message:
+        content.writable = True  # see _recv_in_place
         return memoryview(content)
     if not copy:
         (<Message>message).block = content

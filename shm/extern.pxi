@@ -98,6 +98,37 @@ cdef extern from "ring.h" nogil:
     void ring_set_spin(uint32_t ns)
     uint32_t ring_get_spin()
 
+    void ring_take(ring_reader *reader)
+
+cdef extern from "claims.h" nogil:
+    enum: CLAIM_NO_MORE, CLAIM_STOPPED, CLAIMS_MOST, CLAIMS_TASKS
+    ctypedef struct claim:
+        uint32_t ready, stop
+        uint64_t done
+        int64_t busy
+    ctypedef struct claims:
+        claim *claims
+        uint32_t slots
+    ctypedef struct claim_view:
+        uint32_t number, next, end
+        int64_t began
+    uint64_t claims_size(uint32_t slots)
+    void claims_init(void *base, uint32_t slots)
+    int claims_attach(claims *c, void *base, uint64_t size)
+    void claims_take(claims *c, uint32_t slot, ring_reader *reader, const record *rec, uint32_t number, uint32_t tasks)
+    int claims_begin(claims *c, uint32_t slot)
+    bint claims_may_send(const claims *c, uint32_t slot, uint32_t ahead)
+    void claims_sent(claims *c, uint32_t slot)
+    void claims_allow(claims *c, uint32_t slot, uint32_t parts)
+    void claims_clear(claims *c, uint32_t slot)
+    claim_view claims_view_of "claims_view"(const claims *c, uint32_t slot)
+    int claims_settle(claims *c, ring *r)
+    bint claims_recall(claims *c, uint32_t slot, uint32_t number, uint32_t *first, uint32_t *to)
+    bint claims_condemn(claims *c, uint32_t slot, uint32_t number, uint32_t index)
+
+cdef extern from "lifeline.h" nogil:
+    int lifeline_start(int fd)
+
 cdef extern from "arena.h" nogil:
     const uint32_t ARENA_UNIT, ARENA_REFERENCES
     int WHERE_NOWHERE, WHERE_PENDING

@@ -509,6 +509,16 @@ void ring_take(ring_reader *reader)
     atomic_store_explicit(&s->popped, popped + taken, memory_order_relaxed);
 }
 
+uint32_t ring_taken(const ring *r)
+{
+    return count_of(load_head(r));
+}
+
+uint32_t ring_will_be_taken(const ring_reader *reader)
+{
+    return count_of(reader->head);
+}
+
 void ring_leave(ring_reader *reader)
 {
     ring *r = reader->r;

@@ -177,6 +177,9 @@ void ring_pop(ring_reader *reader, const record *rec);
 void ring_leave(ring_reader *reader); /* takes all that was popped, in one step; unlocks; wakes producers */
 /* Takes what was popped so far, and keeps the lock. */
 void ring_take(ring_reader *reader);
+/* Records ever taken (modulo 2^32), and what that will be once all that was popped is taken. */
+uint32_t ring_taken(const ring *r);
+uint32_t ring_will_be_taken(const ring_reader *reader);
 
 /* The sizes of the oldest message. False: there is none, or somebody has the consumers' lock. */
 bool ring_peek(ring *r, message *out);

@@ -8,7 +8,7 @@ no lock of a ring is waited for with the GIL held, and the GIL is not waited for
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -54,6 +54,7 @@ cdef enum:
 
 cdef class Arena
 cdef class Block
+cdef class Board
 cdef class Endpoint
 cdef class Wire
 
@@ -79,6 +80,7 @@ include "wire.pxi"
 include "endpoint.pxi"
 include "lookout.pxi"
 include "topics.pxi"
+include "claims.pxi"
 
 # Files and processes.
 
@@ -86,6 +88,19 @@ include "topics.pxi"
 def is_locked(int fd):
     """Whether some other process holds a lock (``fcntl``) on the file."""
     return bool(platform_is_locked(fd))
+
+
+def end_with(str guard not None):
+    """Has this process end within a second after another one, whatever it is doing then.
+
+    :param guard: path of a file that the other process keeps locked while it lives.
+    :raises OSError: no thread, or no such file: the other process has ended already.
+    """
+    fd = os.open(guard, os.O_RDWR | os.O_CLOEXEC)
+    error = lifeline_start(fd)
+    if error:
+        os.close(fd)
+        raise OSError(error, os.strerror(error))
 
 
 def cleanup_add(str path not None):

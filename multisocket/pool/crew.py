@@ -1,0 +1,740 @@
+"""The crew: worker processes that consume from one Socket, and the boss that gives them tasks and hears of outcomes.
+
+Two Sockets, connected within this process. All workers share the first: batches of tasks lie in its inbox, and whoever
+is free takes the next one, so there is no dispatcher to wait for. Their outcomes lie in the inbox of the second, the
+boss's, where one thread of this process reads them.
+
+What survives what: workers claim batches in shared memory in the same step as they take them (shm/claims.h), and send
+each outcome before they begin the next task. So when one is dead, and what it has sent was read, its claim tells which
+single task it was running. That one fails or is done again; those that it had not begun go back to the front.
+
+Batches are as large as their tasks are short: see :data:`BATCH_SECONDS`. Should one hold up others nevertheless, what
+its worker has not begun is recalled as soon as somebody is idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any, Union
+
+from .. import names
+from ..background import background
+from ..errors import Closed, ContentTooLong, OutOfSharedMemory, Timeout
+from ..shm import Board
+from ..socket import Socket
+from . import parcel
+from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
+from .forms import AWAKE, BATCH, CALL, IN_PARTS, KEPT, LENGTH, NOT_READY, ONE, OUTCOME, PART, STREAM, UNKNOWN
+from .functions import Function, Functions
+from .tasks import Source, Task, by_value, described
+from .worker import work
+
+log = logging.getLogger("multisocket")
+
+BATCH_SECONDS = 0.001
+"""How long a batch of tasks shall take: then giving out batches costs next to nothing, and none holds up others."""
+
+_MOST_TASKS = 256
+# Small tasks are copied together; this many bytes of them at the most.
+_MOST_BYTES = 65536
+_GATHER = 256
+# A running task shorter than this is not worth a recall of what comes after it.
+_RECALL_AFTER = 0.002
+_JOIN_SECONDS = 30.0
+_TERM_SECONDS = 1.0
+# Workers that end before they are ready, one after the other, until it is reported: this many, and two more for each.
+_STILLBORN = 6
+
+_BATCHED = (ONE, CALL, STREAM)
+
+
+class Batch:
+    """Tasks that were given out together."""
+
+    __slots__ = ("function", "left", "tasks")
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self.function = tasks[0].function
+        self.tasks: list[Task | None] = list(tasks)
+        self.left = len(tasks)
+
+    def drop(self, index: int) -> Task | None:
+        """Takes one out; None: it is done already."""
+        task = self.tasks[index]
+        if task is not None:
+            self.tasks[index] = None
+            self.left -= 1
+        return task
+
+
+class _Sentinel:
+    """What the background thread watches: readable when the process has ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+
+class Hand:
+    """A worker process, as the boss knows it."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self.process = process
+        self.sentinel = _Sentinel(process.sentinel)
+        self.overdue: tuple[int, int] | None = None
+        """The batch and task for which it was killed."""
+
+
+class Crew:
+    """Workers and their tasks.
+
+    :param processes: how many workers.
+    :param context: how they are started.
+    :param initializer: called with ``initargs`` in each worker first.
+    :param max_tasks: after so many a worker is replaced; None: never.
+    :param retries: how often a task is done again whose worker died.
+    :param task_timeout: seconds after which the worker of a task is killed; None: never.
+    :param finishes_at_exit: at the interpreter's exit, what there is to do is done; otherwise workers are ended at once.
+    """
+
+    def __init__(
+        self,
+        processes: int,
+        *,
+        context: BaseContext,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks: int | None = None,
+        retries: int = 0,
+        task_timeout: float | None = None,
+        finishes_at_exit: bool = False,
+    ) -> None:
+        self.processes = processes
+        self.functions = Functions()
+        self.retries = retries
+        self.finishes_at_exit = finishes_at_exit
+        self._context: Any = context
+        self._initializer = initializer
+        self._initargs = initargs
+        self._max_tasks = max_tasks
+        self._task_timeout = task_timeout
+        self._pid = os.getpid()
+        self._work = Socket(send_stop_timeout=0.0)
+        self._boss = Socket(send_stop_timeout=0.0)
+        address = f"inproc://crew-{secrets.token_hex(8)}"
+        self._work.listen(address)
+        self._boss.dial(address, reconnect=False)
+        self._board = names.new_memory(lambda name: Board.create(name, processes))
+
+        # Guards all that follows. Nobody calls a task's methods with it, but for start.
+        self._lock = threading.RLock()
+        self._backlog: deque[Union[Task, Source]] = deque()
+        self._batches: dict[int, Batch] = {}
+        self._numbers = itertools.cycle(range(1, 1 << 32))
+        self._hands: dict[int, Hand] = {}
+        self._failed: deque[tuple[Union[Task, Source], BaseException]] = deque()
+        self._dead: deque[int] = deque()
+        self._stillborn = 0
+        self._is_starved = False
+        self._is_closing = False
+        self._is_terminating = False
+        self._broken: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        _crews.add(self)
+        _end_all_at_exit()
+
+    # --- giving tasks ---
+
+    def add(self, task: Union[Task, Source]) -> None:
+        """Has a task done, or all those of a source.
+
+        :raises Closed: no more are taken.
+        :raises InitializerFailed: workers cannot start.
+        """
+        with self._lock:
+            self._check_open()
+            self._backlog.append(task)
+            self._staff()
+            # While outcomes come in they call for more, and then for all that has gathered: so short tasks go out in
+            # large batches.
+            if not self._batches or self._is_due(task):
+                self._pump()
+        self._tell()
+
+    def add_many(self, tasks: list[Task]) -> None:
+        """Has several done."""
+        with self._lock:
+            self._check_open()
+            self._backlog.extend(tasks)
+            self._staff()
+            self._pump()
+        self._tell()
+
+    def _check_open(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self._is_closing or self._is_terminating or self._over.is_set():
+            raise Closed("this pool is closed: make a new one")
+
+    def _is_due(self, task: Union[Task, Source]) -> bool:
+        if isinstance(task, Source):
+            return True
+        return len(self._backlog) >= _wanted(task.function) and self._work._depth < self.processes
+
+    def hurry(self) -> None:
+        """Nothing that would make the backlog larger comes soon."""
+        with self._lock:
+            self._pump()
+        self._tell()
+
+    def _pump(self) -> None:
+        """Gives out as much as keeps all workers busy. With the lock."""
+        self._is_starved = False
+        while self._backlog and self._work._depth < self.processes:
+            batch = self._compose()
+            if batch is None:
+                return
+            if not self._give_out(batch):
+                return
+
+    def _compose(self) -> list[Task] | None:
+        first = self._next_task()
+        if first is None:
+            return None
+        batch = [first]
+        if first.kind not in _BATCHED or not isinstance(first.payload, bytes):
+            return batch
+        backlog = self._backlog
+        room = min(_wanted(first.function), -(-len(backlog) // self.processes)) - 1
+        size = len(first.payload)
+        while room > 0 and backlog and size < _MOST_BYTES:
+            head = backlog[0]
+            if isinstance(head, Source) or head.function is not first.function or head.kind != first.kind:
+                break
+            if not isinstance(head.payload, bytes):
+                break
+            backlog.popleft()
+            if head.start():
+                batch.append(head)
+                size += len(head.payload)
+                room -= 1
+        return batch
+
+    def _next_task(self) -> Task | None:
+        backlog = self._backlog
+        while backlog:
+            head = backlog[0]
+            if isinstance(head, Source):
+                task = head.next_task()
+                if task is None:
+                    backlog.popleft()
+                    continue
+                return task
+            backlog.popleft()
+            if head.start():
+                return head
+        return None
+
+    def _give_out(self, tasks: list[Task]) -> bool:
+        """False: not now, they are in the backlog again."""
+        number = next(self._numbers)
+        while number in self._batches:
+            number = next(self._numbers)
+        batch = self._batches[number] = Batch(tasks)
+        try:
+            self._send(number, tasks)
+            return True
+        except (Timeout, OutOfSharedMemory) as error:
+            del self._batches[number]
+            # Memory comes back as long as somebody is busy with what takes it.
+            if isinstance(error, Timeout) or self._batches:
+                self._backlog.extendleft(reversed(tasks))
+                self._is_starved = True
+                return False
+            self._failed.extend((task, error) for task in tasks)
+        except Exception as error:  # too long
+            del self._batches[number]
+            self._failed.extend((task, error) for task in tasks)
+        del batch
+        return True
+
+    def _send(self, number: int, tasks: list[Task]) -> None:
+        first = tasks[0]
+        payload = first.payload
+        blob = first.function.blob
+        in_parts = not isinstance(payload, bytes)
+        flags = IN_PARTS if in_parts else 0
+        if isinstance(payload, memoryview) and self.retries:
+            flags |= KEPT
+        head = BATCH.pack(number, len(tasks), first.kind, flags, len(blob), 0) + blob
+        if isinstance(payload, memoryview):
+            payload[: len(head)] = head
+            self._board.pass_on(self._boss, payload, 0)
+        elif in_parts:
+            parcel.send(self._boss, head, payload, 0)
+        else:
+            pieces = [head]
+            for task in tasks:
+                assert isinstance(task.payload, bytes)
+                pieces += (LENGTH.pack(len(task.payload)), task.payload)
+            self._boss.send(b"".join(pieces), 0)
+
+    def _tell(self) -> None:
+        """Tells of tasks that fail. Without the lock."""
+        while self._failed:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                task, error = self._failed.popleft()
+                task.fail(error)
+
+    # --- workers ---
+
+    def start(self) -> None:
+        """Starts all workers, and the thread that listens to them."""
+        with self._lock:
+            self._check_open()
+            for slot in range(self.processes):
+                if slot not in self._hands:
+                    self._start_worker(slot)
+            self._start_thread()
+
+    def _staff(self) -> None:
+        """Starts workers as far as there is work for them."""
+        if len(self._hands) == self.processes and self._thread is not None:
+            return
+        # With threads about, forking is the less safe the later it is done.
+        if self._context.get_start_method() == "fork":
+            self.start()
+            return
+        wanted = min(self.processes, len(self._backlog) + self._unfinished())
+        for slot in range(self.processes):
+            if len(self._hands) >= wanted:
+                break
+            if slot not in self._hands:
+                self._start_worker(slot)
+        self._start_thread()
+
+    def _unfinished(self) -> int:
+        return sum(batch.left for batch in self._batches.values())
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="multisocket-crew", daemon=True)
+            self._thread.start()
+
+    def _start_worker(self, slot: int) -> None:
+        self._board.clear(slot)
+        guard = names.guard_path()
+        args = (self._work, self._board.name, slot, guard, self._initializer, self._initargs, self._max_tasks)
+        process = self._context.Process(target=work, args=args, name=f"multisocket-worker-{slot}", daemon=False)
+        process.start()
+        hand = self._hands[slot] = Hand(process)
+        watcher = background()
+        watcher.call(lambda: watcher.watch(hand.sentinel, lambda: self._ended(slot, hand)))
+
+    def _ended(self, slot: int, hand: Hand) -> None:
+        """In the background thread."""
+        background().unwatch(hand.sentinel)
+        self._dead.append(slot)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Has the crew's thread look around."""
+        with contextlib.suppress(Closed, Timeout):  # one that has much to read looks around anyway
+            self._work.send(OUTCOME.pack(0, 0, AWAKE, 0, 0, 0), 0)
+
+    # --- the crew's thread ---
+
+    def _run(self) -> None:
+        try:
+            while not self._is_terminating:
+                self._listen()
+                if self._dead:
+                    self._bury_dead()
+                if self._task_timeout is not None:
+                    self._kill_overdue(self._task_timeout)
+                with self._lock:
+                    self._rebalance()
+                    self._pump()
+                    is_done = self._is_closing and not self._backlog and not self._batches
+                self._tell()
+                if is_done or self._broken is not None:
+                    break
+        except Exception as error:
+            log.exception("a pool ends: its thread failed")
+            self._break(WorkerDied(f"the pool has ended by an error of its own: {error!r}"))
+        finally:
+            self._finish()
+
+    def _listen(self) -> None:
+        try:
+            contents = self._boss._recv_in_place(_GATHER, self._patience())
+        except Timeout:
+            return
+        for content in contents:
+            self._hear(content)
+
+    def _patience(self) -> float | None:
+        """Seconds after which there is something to do although nothing is heard."""
+        if self._is_starved:
+            return 0.001
+        patience = None
+        if self._task_timeout is not None and self._batches:
+            patience = min(max(self._task_timeout / 8, 0.005), 0.5)
+        if not self._backlog and any(batch.left > 1 for batch in list(self._batches.values())):
+            patience = min(patience or _RECALL_AFTER, _RECALL_AFTER)
+        return patience
+
+    def _hear(self, content: parcel.Content) -> None:
+        number, index, what, flags, took, _ = OUTCOME.unpack_from(content)
+        batch = self._batches.get(number)
+        if batch is None:
+            if what == NOT_READY:
+                error = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
+                self._break(_initializer_raised(error))
+            return
+        if what == PART:
+            part_of = batch.tasks[index]
+            if part_of is not None:
+                part_of.outcome(what, flags, content)
+            return
+        task = batch.drop(index)
+        if task is None:
+            return
+        if not batch.left:
+            self._forget(number)
+        _learn(task.function, took)
+        if what == UNKNOWN and not task.function.is_by_value:
+            self._do_by_value(task, flags, content)
+        else:
+            task.outcome(what, flags, content)
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._batches.pop(number, None)
+
+    def _do_by_value(self, task: Task, flags: int, content: parcel.Content) -> None:
+        """The workers know something not by its name: they were started before it was there."""
+        try:
+            by_value(task, self.functions)
+        except Exception:
+            task.outcome(UNKNOWN, flags, content)
+            return
+        with self._lock:
+            self._backlog.appendleft(task)
+
+    def read(self, slot: int, parts: int = 1) -> None:
+        """Parts of an outcome have been passed on: the worker may send as many more."""
+        self._board.allow(slot, parts)
+
+    # --- those who hold up others ---
+
+    def _rebalance(self) -> None:
+        """Recalls what has not begun while somebody is idle. With the lock."""
+        if self._backlog or not self._batches or self._work._depth:
+            return
+        views = {slot: self._board.view(slot) for slot in self._hands}
+        if all(number for number, *_ in views.values()):
+            return
+        now = time.monotonic()
+        for slot, (number, following, end, began) in views.items():
+            if end > following and began and now - began / 1e9 >= _RECALL_AFTER:
+                self._recall(slot, number, now - began / 1e9)
+
+    def _recall(self, slot: int, number: int, seconds: float) -> None:
+        batch = self._batches.get(number)
+        found = self._board.recall(slot, number) if batch is not None else None
+        if batch is None or found is None:
+            return
+        function = batch.function
+        function.seconds = max(function.seconds or 0.0, seconds)
+        recalled = [task for index in range(*found) if (task := batch.drop(index)) is not None]
+        self._backlog.extend(recalled)
+        if not batch.left:
+            self._forget(number)
+
+    def _kill_overdue(self, limit: float) -> None:
+        for slot, hand in list(self._hands.items()):
+            number, following, _, began = self._board.view(slot)
+            if not began or hand.overdue or time.monotonic() - began / 1e9 < limit:
+                continue
+            if self._board.condemn(slot, number, following - 1):
+                hand.overdue = (number, following - 1)
+                hand.process.kill()
+
+    # --- the dead ---
+
+    def _bury_dead(self) -> None:
+        # All that they had sent is in the inbox by now: it comes first.
+        dead = [self._dead.popleft() for _ in range(len(self._dead))]
+        for _ in range(self._boss._depth):
+            try:
+                (content,) = self._boss._recv_in_place(1, 0)
+            except Timeout:
+                break
+            self._hear(content)
+        for slot in dead:
+            self._bury(slot)
+        self._tell()
+
+    def _bury(self, slot: int) -> None:
+        with self._lock:
+            hand = self._hands.pop(slot)
+        hand.process.join()
+        with contextlib.suppress(Closed):
+            self._board.settle(self._work)
+        self._count_stillborn(slot, hand.process)
+        with self._lock:
+            lost, untouched = self._take_back(slot)
+            self._backlog.extendleft(reversed(untouched))
+            if lost is not None:
+                self._lose(lost, hand, slot)
+            if self._broken is None and not self._is_terminating and self._is_needed():
+                self._start_worker(slot)
+
+    def _is_needed(self) -> bool:
+        return not self._is_closing or bool(self._backlog or self._batches)
+
+    def _take_back(self, slot: int) -> tuple[Task | None, list[Task]]:
+        """What the dead worker of a slot was doing, and what it had claimed but not begun. With the lock."""
+        number, following, end, began = self._board.view(slot)
+        batch = self._batches.get(number)
+        if batch is None:
+            return None, []
+        lost = batch.drop(following - 1) if following and began else None
+        first = following if began else max(following - 1, 0)
+        untouched = [task for index in range(first, end) if (task := batch.drop(index)) is not None]
+        if not batch.left:
+            self._forget(number)
+        return lost, untouched
+
+    def _lose(self, task: Task, hand: Hand, slot: int) -> None:
+        """A task's worker has died. With the lock."""
+        how = _how_ended(hand.process)
+        if hand.overdue is not None:
+            self._failed.append((task, TaskTimeout(
+                f"{described(task)} took longer than the {self._task_timeout} s of task_timeout: its worker was killed"
+            )))  # fmt: skip
+            return
+        if task.tries < self.retries:
+            task.tries += 1
+            log.warning("a worker %s; %s is done again (%d of %d)", how, described(task), task.tries, self.retries)
+            task.again()
+            self._backlog.appendleft(task)
+            return
+        error = WorkerDied(f"the worker (process {hand.process.pid}) {how} while it ran {described(task)}")
+        error.exitcode = hand.process.exitcode
+        self._failed.append((task, error))
+
+    def _count_stillborn(self, slot: int, process: BaseProcess) -> None:
+        if self._board.is_ready(slot) or any(self._board.is_ready(other) for other in list(self._hands)):
+            self._stillborn = 0
+            return
+        self._stillborn += 1
+        if self._stillborn >= _STILLBORN + 2 * self.processes:
+            what = "its initializer was done" if self._initializer is not None else "it was ready"
+            self._break(InitializerFailed(
+                f"{self._stillborn} workers, one after the other, ended before {what}; the last one {_how_ended(process)}"
+            ))  # fmt: skip
+
+    def _break(self, error: BaseException) -> None:
+        """All that is to be done fails, and nothing more is taken."""
+        with self._lock:
+            self._broken = error
+            self._fail_all(error)
+        self._tell()
+
+    def _fail_all(self, error: BaseException) -> None:
+        for batch in self._batches.values():
+            self._failed.extend((task, error) for task in batch.tasks if task is not None)
+        self._batches.clear()
+        self._failed.extend((task, error) for task in self._backlog)
+        self._backlog.clear()
+
+    # --- the end ---
+
+    def drop_backlog(self) -> list[Union[Task, Source]]:
+        """Takes out what no worker has been given yet."""
+        with self._lock:
+            dropped = list(self._backlog)
+            self._backlog.clear()
+            return dropped
+
+    def close(self) -> None:
+        """No more tasks: when all are done, workers end."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._is_closing or self._over.is_set():
+                return
+            self._is_closing = True
+            is_running = self._thread is not None
+        if is_running:
+            self._wake()
+        else:
+            self._finish()
+
+    def terminate(self) -> None:
+        """Ends all workers, whatever they do. Tasks that are not done fail (``Terminated``)."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._over.is_set():
+                return
+            self._is_closing = self._is_terminating = True
+            is_running = self._thread is not None
+        if is_running:
+            self._wake()
+        else:
+            self._finish()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until all workers have ended, after ``close`` or ``terminate``; whether they have.
+
+        From within the crew's thread, in a callback, it returns at once: it would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            return False
+        return self._over.wait(timeout)
+
+    @property
+    def is_closing(self) -> bool:
+        """No more tasks are taken."""
+        return self._is_closing or self._is_terminating or self._over.is_set()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it was made in this process."""
+        return self._pid == os.getpid()
+
+    @property
+    def is_over(self) -> bool:
+        """All workers have ended."""
+        return self._over.is_set()
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why no more tasks are taken, when workers cannot start."""
+        return self._broken
+
+    @property
+    def workers(self) -> list[BaseProcess]:
+        """The processes."""
+        with self._lock:
+            return [hand.process for _, hand in sorted(self._hands.items())]
+
+    def _finish(self) -> None:
+        is_hurried = self._is_terminating or self._broken is not None
+        hands = list(self._hands.values())
+        if is_hurried:
+            for hand in hands:
+                hand.process.terminate()
+        self._work.close()
+        deadline = time.monotonic() + (_TERM_SECONDS if is_hurried else _JOIN_SECONDS)
+        for hand in hands:
+            hand.process.join(max(0.0, deadline - time.monotonic()))
+            if hand.process.exitcode is None:
+                hand.process.kill()
+                hand.process.join()
+        watcher = background()
+        for hand in hands:
+            watcher.call(lambda hand=hand: watcher.unwatch(hand.sentinel))  # type: ignore[misc]
+        self._boss.close()
+        names.remove_segment(self._board.name)
+        with self._lock:
+            self._fail_all(self._broken or Terminated("the pool was terminated before this task was done"))
+            self._hands.clear()
+        self._tell()
+        _crews.discard(self)
+        self._over.set()
+
+    # --- counters ---
+
+    def stats(self) -> dict[str, float]:
+        """``workers`` that run, tasks ``waiting`` for one, ``given`` to one but not done, ``done``, and the seconds that
+        these took (``busy``)."""
+        with self._lock:
+            waiting, given = len(self._backlog), self._unfinished()
+        done, busy = self._board.totals()
+        return {"workers": len(self._hands), "waiting": waiting, "given": given, "done": done, "busy": busy}
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of large results that lie in shared memory."""
+        arena = self._work._own_arena()
+        return 0 if arena is None else arena.used
+
+
+def _wanted(function: Function) -> int:
+    """Tasks that make a batch."""
+    if function.seconds is None:
+        return 1
+    return max(1, min(_MOST_TASKS, int(BATCH_SECONDS / function.seconds)))
+
+
+def _learn(function: Function, microseconds: int) -> None:
+    seconds = max(microseconds, 2) / 1e6
+    known = function.seconds
+    function.seconds = seconds if known is None else 0.8 * known + 0.2 * seconds
+
+
+def _how_ended(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (is memory short?)" if -code == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def _initializer_raised(error: BaseException) -> InitializerFailed:
+    failed = InitializerFailed(f"the initializer of a worker raised {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
+
+
+# --- the interpreter's exit ---
+
+_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+_at_exit_pid = 0
+
+
+def _end_all_at_exit() -> None:
+    global _at_exit_pid
+    if _at_exit_pid != os.getpid():
+        _at_exit_pid = os.getpid()
+        # Before Sockets are closed.
+        names.at_exit(_end_all, priority=20)
+
+
+def _end_all() -> None:
+    import sys
+
+    is_interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for crew in list(_crews):
+        if crew.finishes_at_exit and not is_interrupted:
+            crew.close()
+        else:
+            crew.terminate()
+    for crew in list(_crews):
+        crew.join()
+
+
+os.register_at_fork(after_in_child=_crews.clear)

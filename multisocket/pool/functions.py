@@ -1,0 +1,215 @@
+"""Functions: how they get to workers, each once.
+
+A function that can be found by its name travels as that name. What a name means in ``__main__`` may have changed since
+the workers were forked (notebooks), so there its code's fingerprint goes with it. What has no name goes by value, with
+cloudpickle. The bytes travel with each batch when they are few; otherwise they lie in shared memory, and batches say
+where. Workers remember what they have loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import mmap
+import os
+import pickle
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import posix_ipc
+
+from .. import names
+from ..errors import OutOfSharedMemory
+from . import parcel
+
+_BY_NAME = b"n"
+_OF_MAIN = b"m"
+_STORED = b"s"
+
+# Longer ones are stored. It must go into parcel.HEADER_ROOM, with what else stands there.
+_LONG = 200
+# Functions that a boss, or a worker, remembers.
+_REMEMBERED = 128
+_DIGEST = 16
+
+
+class Function:
+    """What workers are told of a function.
+
+    :ivar blob: bytes that say which, the same for the same function.
+    :ivar seconds: that a call takes, lately; None: not known.
+    """
+
+    __slots__ = ("__weakref__", "blob", "is_by_value", "name", "seconds")
+
+    def __init__(self, blob: bytes, name: str, *, is_by_value: bool = False) -> None:
+        self.name = name
+        self.seconds: float | None = None
+        self.is_by_value = is_by_value
+        self.blob = blob if len(blob) <= _LONG else _STORED + self._store(blob)
+
+    def _store(self, blob: bytes) -> bytes:
+        name = names.new_memory(lambda name: _write(name, blob))
+        weakref.finalize(self, _remove, name, os.getpid())
+        return name.encode()
+
+
+def _write(name: str, blob: bytes) -> str:
+    memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+    try:
+        # Unlike a store into a mapping, this is an error when there is no memory.
+        with os.fdopen(memory.fd, "wb") as file:
+            file.write(blob)
+    except OSError as error:
+        posix_ipc.unlink_shared_memory(name)
+        raise OutOfSharedMemory(f"no shared memory for a function of {len(blob)} bytes: {error}") from error
+    return name
+
+
+def _remove(name: str, pid: int) -> None:
+    if pid == os.getpid():
+        names.remove_segment(name)
+
+
+class Functions:
+    """The functions that a boss has given to workers lately."""
+
+    def __init__(self) -> None:
+        # Named functions, as long as they live: for these alone it is certain that nothing in them changes.
+        self._named: weakref.WeakKeyDictionary[Any, tuple[Any, Function]] = weakref.WeakKeyDictionary()
+        self._by_blob: OrderedDict[bytes, Function] = OrderedDict()
+
+    def of(self, function: Callable[..., Any]) -> Function:
+        """What workers are told of it.
+
+        :raises Exception: what pickle raises, when it cannot be sent at all.
+        """
+        if not _has_fixed_name(function):
+            return self._remember(_BY_NAME + _dumps(function), function)
+        code = getattr(function, "__code__", None)
+        known = self._named.get(function)
+        if known is not None and known[0] is code:
+            return known[1]
+        found = self._remember(_named(function), function)
+        self._named[function] = code, found
+        return found
+
+    def by_value(self, function: Function) -> Function:
+        """The same, to be loaded where its name is not known.
+
+        :raises ImportError: that needs cloudpickle.
+        """
+        whole = parcel.pack_by_value(_loads(function.blob))
+        blob = whole if isinstance(whole, bytes) else bytes(whole[0])
+        return self._remember(_BY_NAME + blob, function.name, is_by_value=True)
+
+    def _remember(self, blob: bytes, function: Any, *, is_by_value: bool = False) -> Function:
+        known = self._by_blob.get(blob)
+        if known is None:
+            name = function if isinstance(function, str) else name_of(function)
+            known = self._by_blob[blob] = Function(blob, name, is_by_value=is_by_value)
+            if len(self._by_blob) > _REMEMBERED:
+                self._by_blob.popitem(last=False)
+        return known
+
+
+def name_of(function: Any) -> str:
+    """How people call it."""
+    name = getattr(function, "__qualname__", None)
+    if isinstance(name, str):
+        return name
+    inner = getattr(function, "func", None)  # functools.partial
+    return f"partial of {name_of(inner)}" if inner is not None else type(function).__qualname__
+
+
+def _has_fixed_name(function: Any) -> bool:
+    if type(function) is FunctionType:
+        return "<" not in function.__qualname__
+    return type(function) is BuiltinFunctionType and isinstance(function.__self__, ModuleType)
+
+
+def _named(function: Any) -> bytes:
+    try:
+        name = pickle.dumps(function, 5)
+    except Exception:
+        return _BY_NAME + _dumps(function)
+    if function.__module__ != "__main__" or type(function) is not FunctionType:
+        return _BY_NAME + name
+    return _OF_MAIN + _fingerprint(function) + name
+
+
+def _dumps(function: Any) -> bytes:
+    packed = parcel.pack(function)
+    # Buffers within functions are rare: here they need not be spared a copy.
+    return packed if isinstance(packed, bytes) else _in_one_piece(function, packed)
+
+
+def _in_one_piece(function: Any, packed: list[memoryview]) -> bytes:
+    try:
+        return pickle.dumps(function, 5)
+    except Exception:
+        import cloudpickle
+
+        whole: bytes = cloudpickle.dumps(function, 5)
+        return whole
+
+
+def _fingerprint(function: FunctionType) -> bytes:
+    # In version 2 the same code always gives the same bytes.
+    return hashlib.blake2b(marshal.dumps(function.__code__, 2), digest_size=_DIGEST).digest()
+
+
+# --- in workers ---
+
+
+class UnknownFunction(Exception):
+    """It has no such name here, or what has it is another one."""
+
+
+class Loaded:
+    """The functions that a worker has loaded."""
+
+    def __init__(self) -> None:
+        self._by_blob: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
+
+    def get(self, blob: bytes) -> Callable[..., Any]:
+        """The function.
+
+        :raises UnknownFunction: it must be sent by value.
+        :raises Exception: it cannot be loaded.
+        """
+        known = self._by_blob.get(blob)
+        if known is None:
+            known = self._by_blob[blob] = _loads(blob)
+            if len(self._by_blob) > _REMEMBERED:
+                self._by_blob.popitem(last=False)
+        return known
+
+
+def _loads(blob: bytes) -> Callable[..., Any]:
+    if blob[:1] == _STORED:
+        blob = _read(blob[1:].decode())
+    try:
+        if blob[:1] == _BY_NAME:
+            return pickle.loads(memoryview(blob)[1:])  # type: ignore[no-any-return]
+        found = pickle.loads(memoryview(blob)[1 + _DIGEST :])
+    except (AttributeError, ImportError) as error:
+        raise UnknownFunction(str(error)) from error
+    if type(found) is not FunctionType or _fingerprint(found) != blob[1 : 1 + _DIGEST]:
+        raise UnknownFunction(
+            f"{name_of(found)} of __main__ has changed since the workers were started: make a new pool, or install"
+            " cloudpickle"
+        )
+    return found
+
+
+def _read(name: str) -> bytes:
+    memory = posix_ipc.SharedMemory(name)
+    try:
+        with mmap.mmap(memory.fd, memory.size, prot=mmap.PROT_READ) as mapped:
+            return mapped[:]
+    finally:
+        memory.close_fd()

@@ -1,0 +1,424 @@
+"""What the methods of a Pool give: results that come later, and iterators of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import TimeoutError as PoolTimeoutError
+from types import GenericAlias
+from typing import Any
+
+from . import parcel
+from .crew import BATCH_SECONDS, Crew
+from .errors import Terminated
+from .forms import DONE, IN_PARTS, MAP, ONE, OUTCOME
+from .functions import Function
+from .tasks import Payload, Source, Task, Valued
+
+log = logging.getLogger("multisocket")
+
+Callback = Callable[[Any], object]
+
+
+def _call_back(callback: Callback | None, value: Any) -> None:
+    if callback is None:
+        return
+    try:
+        callback(value)
+    except Exception:
+        log.exception("a callback of a pool's task raised an error")
+
+
+class AsyncResult:
+    """A result that comes later.
+
+    :param callback: called with the result, in a thread of the pool; it must return soon.
+    :param error_callback: the same with the error.
+    """
+
+    def __init__(self, callback: Callback | None = None, error_callback: Callback | None = None) -> None:
+        self._event = threading.Event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._callback = callback
+        self._error_callback = error_callback
+
+    def ready(self) -> bool:
+        """Whether it is there, or has failed."""
+        return self._event.is_set()
+
+    def successful(self) -> bool:
+        """Whether it has not failed.
+
+        :raises ValueError: it is not ready.
+        """
+        if not self.ready():
+            raise ValueError(f"{self!r} is not ready: wait for it first")
+        return self._error is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until it is ready.
+
+        :param timeout: seconds; None waits for ever.
+        """
+        self._event.wait(timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The result.
+
+        :param timeout: seconds; None waits for ever.
+        :raises multiprocessing.TimeoutError: it was not ready in that time.
+        :raises Exception: what the task has raised; ``WorkerDied``, ``TaskTimeout``.
+        """
+        self.wait(timeout)
+        if not self.ready():
+            raise PoolTimeoutError(f"no result within {timeout} s")
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _finish(self, value: Any) -> None:
+        self._value = value
+        _call_back(self._callback, value)
+        self._event.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        _call_back(self._error_callback, error)
+        self._event.set()
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+
+class PoolTask(Valued):
+    """A task whose result cannot be sent fails as ``multiprocessing.Pool`` has it."""
+
+    __slots__ = ()
+
+    def refusal(self, error: BaseException, told: BaseException) -> BaseException:
+        """See :class:`Valued`."""
+        return told
+
+
+class Apply(PoolTask):
+    """One call."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, function: Function, kind: int, payload: Payload, result: AsyncResult) -> None:
+        super().__init__(function, kind, payload)
+        self._result = result
+
+    def finish(self, value: Any) -> None:
+        """See :class:`Valued`."""
+        self._result._finish(value)
+
+    def fail(self, error: BaseException) -> None:
+        """See :class:`Task`."""
+        self._result._fail(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# map
+
+
+class MapResult(AsyncResult):
+    """The results of a map, in a list."""
+
+    def __init__(self, length: int, callback: Callback | None, error_callback: Callback | None) -> None:
+        super().__init__(callback, error_callback)
+        self._value = [None] * length
+        self._left = length
+        self._lock = threading.Lock()
+        if not length:
+            self._event.set()
+
+    def _set_chunk(self, start: int, values: list[Any]) -> None:
+        with self._lock:
+            self._value[start : start + len(values)] = values
+            self._left -= len(values)
+            is_done = not self._left and self._error is None
+        if is_done:
+            self._finish(self._value)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            is_first = self._error is None
+            self._error = self._error or error
+        if is_first:
+            super()._fail(error)
+
+
+class _Chunk(PoolTask):
+    """Some items of a map."""
+
+    __slots__ = ("_items", "_map", "_start")
+
+    def __init__(self, items: Sequence[Any], start: int, its_map: Map) -> None:
+        super().__init__(its_map.function, its_map.kind, parcel.pack(items))
+        self._items = len(items)
+        self._start = start
+        self._map = its_map
+
+    def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
+        """See :class:`Task`."""
+        self._map.learn(self._items, OUTCOME.unpack_from(content)[4])
+        super().outcome(what, flags, content)
+
+    def finish(self, value: Any) -> None:
+        """See :class:`Valued`."""
+        self._map.result._set_chunk(self._start, value)
+
+    def fail(self, error: BaseException) -> None:
+        """See :class:`Task`."""
+        self._map.result._fail(error)
+
+
+class Map(Source):
+    """A map's chunks, as they are needed. Unless their size is given, they become as large as their items are short:
+    so few are needed for short items, and long ones are spread evenly.
+
+    :param items: what the function is called with.
+    :param kind: MAP or STAR.
+    :param chunksize: items of a chunk; None: as said.
+    :param workers: that share them.
+    """
+
+    # A chunk takes so long, where there is enough.
+    _SECONDS = 5 * BATCH_SECONDS
+    # At the most a part of what is left, for each worker.
+    _SHARE = 4
+
+    def __init__(
+        self,
+        function: Function,
+        kind: int,
+        items: Sequence[Any],
+        chunksize: int | None,
+        workers: int,
+        result: MapResult,
+    ) -> None:
+        self.function = function
+        self.kind = kind
+        self.result = result
+        self._items = items
+        self._chunksize = chunksize
+        self._workers = workers
+        self._at = 0
+        self._given = 0
+        self._seconds: float | None = None
+
+    def next_task(self) -> Task | None:
+        """See :class:`Source`."""
+        while self._at < len(self._items):
+            start = self._at
+            chunk = self._items[start : start + self._next_size()]
+            self._at += len(chunk)
+            self._given += 1
+            try:
+                return _Chunk(chunk, start, self)
+            except Exception as error:  # cannot be pickled
+                self.fail(error)
+        return None
+
+    def _next_size(self) -> int:
+        if self._chunksize is not None:
+            return self._chunksize
+        # Careful at first: chunks double only when each worker has had one.
+        most = 1 << min(self._given // self._workers, 40)
+        share = -(-(len(self._items) - self._at) // (self._SHARE * self._workers))
+        by_time = most if self._seconds is None else int(self._SECONDS / self._seconds)
+        return max(1, min(most, share, by_time))
+
+    def learn(self, items: int, microseconds: int) -> None:
+        """So long did some items take."""
+        seconds = max(microseconds, 1) / 1e6 / items
+        self._seconds = seconds if self._seconds is None else 0.5 * (self._seconds + seconds)
+
+    def fail(self, error: BaseException) -> None:
+        """See :class:`Source`."""
+        self._at = len(self._items)
+        self.result._fail(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# imap
+
+
+class _Item(PoolTask):
+    """An item of an imap, or a chunk of them."""
+
+    __slots__ = ("_iterator", "_number")
+
+    def __init__(self, function: Function, kind: int, payload: Payload, number: int, iterator: IMapIterator) -> None:
+        super().__init__(function, kind, payload)
+        self._iterator = iterator
+        self._number = number
+
+    def start(self) -> bool:
+        """See :class:`Task`."""
+        return True
+
+    def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
+        """See :class:`Task`. The object is made by who wants it, in its own thread."""
+        self._iterator._put(self._number, (what, flags, content, self))
+
+    def fail(self, error: BaseException) -> None:
+        """See :class:`Task`."""
+        self._iterator._put(self._number, error)
+
+    def value(self, what: int, flags: int, content: parcel.Content) -> Any:
+        """The object that has come.
+
+        :raises BaseException: what the task has raised.
+        """
+        value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
+        if what == DONE:
+            return value
+        raise self.refusal(*value) if isinstance(value, tuple) else value
+
+
+class IMapIterator:
+    """Gives results as they come. A thread reads the items, as fast as results are taken: an endless source may be given.
+
+    :param crew: that does the work.
+    :param ahead: tasks whose results have not been taken, at the most.
+    """
+
+    def __init__(self, crew: Crew, ahead: int, chunks: bool) -> None:
+        self._crew = crew
+        self._chunks = chunks
+        self._ready: deque[Any] = deque()
+        self._came = threading.Condition(threading.Lock())
+        self._room = threading.Semaphore(ahead)
+        self._given = 0
+        self._taken = 0
+        self._length: int | None = None
+        self._unpacked: deque[Any] = deque()
+        self._is_bounded = True
+
+    # --- for the thread that reads the items ---
+
+    def _feed(self, function: Function, items: Iterator[Any], kind: int) -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not self._await_room():
+                    break
+                self._crew.add(_Item(function, kind, parcel.pack(item), self._given, self))
+                self._given += 1
+        except BaseException as raised:
+            error = raised
+        if error is not None:
+            self._given += 1
+            self._put(self._given - 1, error)
+        with self._came:
+            self._length = self._given
+            self._came.notify_all()
+        self._crew.hurry()
+
+    def _await_room(self) -> bool:
+        """False: nobody wants more."""
+        if self._room.acquire(blocking=False):
+            return True
+        self._crew.hurry()
+        while self._is_bounded and not self._room.acquire(timeout=0.1):
+            if self._crew.is_over:
+                raise Terminated("the pool has ended")
+            if self._crew.is_closing:  # nobody may be there to take results, but all are to be done
+                self._is_bounded = False
+        return True
+
+    # --- for the crew's thread ---
+
+    def _put(self, number: int, came: Any) -> None:
+        self._ready.append(came)
+        with self._came:
+            self._came.notify()
+
+    # --- for who takes them ---
+
+    def __iter__(self) -> IMapIterator:
+        return self
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result.
+
+        :param timeout: seconds; None waits for ever.
+        :raises multiprocessing.TimeoutError: none came in that time.
+        :raises Exception: what the task has raised; ``WorkerDied``, ``TaskTimeout``.
+        """
+        if self._unpacked:
+            return self._unpacked.popleft()
+        came = self._take(timeout)
+        self._room.release()
+        if isinstance(came, BaseException):
+            raise came
+        what, flags, content, item = came
+        value = item.value(what, flags, content)
+        if not self._chunks:
+            return value
+        self._unpacked.extend(value)
+        return self.next(timeout)
+
+    __next__ = next
+
+    def _take(self, timeout: float | None) -> Any:
+        """What has come next."""
+        try:
+            came = self._ready.popleft()
+        except IndexError:
+            came = self._wait(timeout)
+        self._taken += 1
+        return came
+
+    def _wait(self, timeout: float | None) -> Any:
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._came:
+            while not self._has_next():
+                if self._taken == self._length:
+                    raise StopIteration
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    raise PoolTimeoutError(f"no result within {timeout} s")
+                self._came.wait(left)
+            return self._ready.popleft()
+
+    def _has_next(self) -> bool:
+        return bool(self._ready)
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """Gives results in the order in which they come."""
+
+
+class IMapOrderedIterator(IMapIterator):
+    """Gives results in the order of the items."""
+
+    def __init__(self, crew: Crew, ahead: int, chunks: bool) -> None:
+        super().__init__(crew, ahead, chunks)
+        self._early: dict[int, Any] = {}
+        self._next = 0
+
+    def _put(self, number: int, came: Any) -> None:
+        with self._came:
+            self._early[number] = came
+            while self._next in self._early:
+                self._ready.append(self._early.pop(self._next))
+                self._next += 1
+            self._came.notify()
+
+
+def as_items(iterable: Iterable[Any], chunksize: int) -> tuple[int, Iterator[Any]]:
+    """How a function is called with an imap's items, and those."""
+    if chunksize == 1:
+        return ONE, iter(iterable)
+    return MAP, _chunked(iter(iterable), chunksize)
+
+
+def _chunked(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := [item for _, item in zip(range(size), items)]:
+        yield chunk

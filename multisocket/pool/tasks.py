@@ -1,0 +1,119 @@
+"""Tasks, as the crew sees them."""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+from ..errors import BadMessage
+from . import parcel
+from .forms import CALL, DONE, IN_PARTS, ONE, OUTCOME, UNSENDABLE
+from .functions import Function, Functions
+
+Payload = Union[parcel.Packed, memoryview]
+"""What a task is given: a parcel; or a content in parts that lies where it was received."""
+
+
+class Task:
+    """Something to be done by some worker.
+
+    :param function: that is called.
+    :param kind: how, see forms.py.
+    :param payload: with what.
+    """
+
+    __slots__ = ("function", "kind", "payload", "tries")
+
+    def __init__(self, function: Function, kind: int, payload: Payload) -> None:
+        self.function = function
+        self.kind = kind
+        self.payload = payload
+        self.tries = 0
+
+    def start(self) -> bool:
+        """It is about to be given to a worker. False: it is not wanted any more."""
+        return True
+
+    def again(self) -> None:
+        """Its worker died, and it will be done once more."""
+
+    def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
+        """It is done, or part of it. In the crew's thread; must not raise."""
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        """It will not be done. In whichever thread; must not raise."""
+        raise NotImplementedError
+
+
+class Source:
+    """Tasks that are made when workers are free for them."""
+
+    def next_task(self) -> Task | None:
+        """None: there are no more."""
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        """No more will be asked for."""
+        raise NotImplementedError
+
+
+class Valued(Task):
+    """A task whose outcome is an object."""
+
+    __slots__ = ()
+
+    def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
+        """See :class:`Task`."""
+        try:
+            value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
+        except BaseException as error:
+            self.fail(error)
+            return
+        if what == DONE:
+            self.finish(value)
+        elif what == UNSENDABLE:
+            self.fail(self.refusal(*value))
+        else:
+            self.fail(value)
+
+    def finish(self, value: Any) -> None:
+        """It is done."""
+        raise NotImplementedError
+
+    def refusal(self, error: BaseException, told: BaseException) -> BaseException:
+        """How it fails when its result cannot be pickled.
+
+        :param error: what pickle has raised.
+        :param told: the same, as ``multiprocessing.Pool`` tells it.
+        """
+        return error
+
+
+def packed_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, parcel.Packed]:
+    """Kind and payload of a call."""
+    if len(args) == 1 and not kwargs:
+        return ONE, parcel.pack(args[0])
+    return CALL, parcel.pack((args, kwargs))
+
+
+def by_value(task: Task, functions: Functions) -> None:
+    """Makes a task such that nothing in it must be found by its name in ``__main__``.
+
+    :raises ImportError: that needs cloudpickle.
+    """
+    if isinstance(task.payload, memoryview):
+        raise BadMessage("a large object of a class that is only in __main__ cannot be passed on between stages")
+    if isinstance(task.payload, bytes):
+        task.payload = parcel.pack_by_value(parcel.unpack(task.payload, 0, False))
+    task.function = functions.by_value(task.function)
+
+
+def described(task: Task) -> str:
+    """For people: the function, and what it was to be called with, if that is short."""
+    if not isinstance(task.payload, bytes):
+        return f"{task.function.name} of {parcel.size_of(task.payload)} bytes"
+    try:
+        text = repr(parcel.unpack(task.payload, 0, False))
+    except Exception:
+        text = f"{len(task.payload)} bytes"
+    return f"{task.function.name} of {text if len(text) <= 200 else text[:200] + '…'}"
