@@ -5,6 +5,20 @@ from __future__ import annotations
 
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .executor import Executor
+from .pipeline import Pipeline, Run
 from .pool import Pool
+from .stage import Stage, StageError, StageStats
 
-__all__ = ["Executor", "InitializerFailed", "Pool", "TaskTimeout", "Terminated", "WorkerDied"]
+__all__ = [
+    "Executor",
+    "InitializerFailed",
+    "Pipeline",
+    "Pool",
+    "Run",
+    "Stage",
+    "StageError",
+    "StageStats",
+    "TaskTimeout",
+    "Terminated",
+    "WorkerDied",
+]

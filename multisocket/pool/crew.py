@@ -27,11 +27,11 @@ from collections import deque
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Union
+from typing import Any
 
 from .. import names
 from ..background import background
-from ..errors import Closed, ContentTooLong, OutOfSharedMemory, Timeout
+from ..errors import Closed, OutOfSharedMemory, Timeout
 from ..shm import Board
 from ..socket import Socket
 from . import parcel
@@ -108,7 +108,9 @@ class Crew:
     :param max_tasks: after so many a worker is replaced; None: never.
     :param retries: how often a task is done again whose worker died.
     :param task_timeout: seconds after which the worker of a task is killed; None: never.
-    :param finishes_at_exit: at the interpreter's exit, what there is to do is done; otherwise workers are ended at once.
+    :param finishes_at_exit: at the interpreter's exit, what there is to do is done; otherwise workers end at once.
+    :param batch: tasks that are given out together; None: as many as are short.
+    :param keeps_payloads: who gives tasks wants their payloads unchanged afterwards.
     """
 
     def __init__(
@@ -122,11 +124,15 @@ class Crew:
         retries: int = 0,
         task_timeout: float | None = None,
         finishes_at_exit: bool = False,
+        batch: int | None = None,
+        keeps_payloads: bool = False,
     ) -> None:
         self.processes = processes
         self.functions = Functions()
         self.retries = retries
         self.finishes_at_exit = finishes_at_exit
+        self._batch = batch
+        self._keeps_payloads = keeps_payloads or retries > 0
         self._context: Any = context
         self._initializer = initializer
         self._initargs = initargs
@@ -142,11 +148,11 @@ class Crew:
 
         # Guards all that follows. Nobody calls a task's methods with it, but for start.
         self._lock = threading.RLock()
-        self._backlog: deque[Union[Task, Source]] = deque()
+        self._backlog: deque[Task | Source] = deque()
         self._batches: dict[int, Batch] = {}
         self._numbers = itertools.cycle(range(1, 1 << 32))
         self._hands: dict[int, Hand] = {}
-        self._failed: deque[tuple[Union[Task, Source], BaseException]] = deque()
+        self._failed: deque[tuple[Task | Source, BaseException]] = deque()
         self._dead: deque[int] = deque()
         self._stillborn = 0
         self._is_starved = False
@@ -160,7 +166,7 @@ class Crew:
 
     # --- giving tasks ---
 
-    def add(self, task: Union[Task, Source]) -> None:
+    def add(self, task: Task | Source) -> None:
         """Has a task done, or all those of a source.
 
         :raises Closed: no more are taken.
@@ -191,10 +197,18 @@ class Crew:
         if self._is_closing or self._is_terminating or self._over.is_set():
             raise Closed("this pool is closed: make a new one")
 
-    def _is_due(self, task: Union[Task, Source]) -> bool:
+    def _is_due(self, task: Task | Source) -> bool:
         if isinstance(task, Source):
             return True
-        return len(self._backlog) >= _wanted(task.function) and self._work._depth < self.processes
+        return len(self._backlog) >= self.wanted(task.function) and self._work._depth < self.processes
+
+    def wanted(self, function: Function) -> int:
+        """Tasks that make a batch."""
+        if self._batch is not None:
+            return self._batch
+        if function.seconds is None:
+            return 1
+        return max(1, min(_MOST_TASKS, int(BATCH_SECONDS / function.seconds)))
 
     def hurry(self) -> None:
         """Nothing that would make the backlog larger comes soon."""
@@ -220,7 +234,7 @@ class Crew:
         if first.kind not in _BATCHED or not isinstance(first.payload, bytes):
             return batch
         backlog = self._backlog
-        room = min(_wanted(first.function), -(-len(backlog) // self.processes)) - 1
+        room = min(self.wanted(first.function), -(-len(backlog) // self.processes)) - 1
         size = len(first.payload)
         while room > 0 and backlog and size < _MOST_BYTES:
             head = backlog[0]
@@ -279,7 +293,7 @@ class Crew:
         blob = first.function.blob
         in_parts = not isinstance(payload, bytes)
         flags = IN_PARTS if in_parts else 0
-        if isinstance(payload, memoryview) and self.retries:
+        if isinstance(payload, memoryview) and self._keeps_payloads:
             flags |= KEPT
         head = BATCH.pack(number, len(tasks), first.kind, flags, len(blob), 0) + blob
         if isinstance(payload, memoryview):
@@ -548,7 +562,7 @@ class Crew:
         if self._stillborn >= _STILLBORN + 2 * self.processes:
             what = "its initializer was done" if self._initializer is not None else "it was ready"
             self._break(InitializerFailed(
-                f"{self._stillborn} workers, one after the other, ended before {what}; the last one {_how_ended(process)}"
+                f"{self._stillborn} workers in a row ended before {what}; the last one {_how_ended(process)}"
             ))  # fmt: skip
 
     def _break(self, error: BaseException) -> None:
@@ -567,7 +581,7 @@ class Crew:
 
     # --- the end ---
 
-    def drop_backlog(self) -> list[Union[Task, Source]]:
+    def drop_backlog(self) -> list[Task | Source]:
         """Takes out what no worker has been given yet."""
         with self._lock:
             dropped = list(self._backlog)
@@ -665,25 +679,22 @@ class Crew:
     # --- counters ---
 
     def stats(self) -> dict[str, float]:
-        """``workers`` that run, tasks ``waiting`` for one, ``given`` to one but not done, ``done``, and the seconds that
-        these took (``busy``)."""
+        """``workers`` that run, tasks ``waiting`` for one, ``given`` to one but not done, ``done``, and the seconds
+        that these took (``busy``)."""
         with self._lock:
             waiting, given = len(self._backlog), self._unfinished()
-        done, busy = self._board.totals()
+        done, busy = self.totals()
         return {"workers": len(self._hands), "waiting": waiting, "given": given, "done": done, "busy": busy}
+
+    def totals(self) -> tuple[int, float]:
+        """Tasks that were done, and the seconds that these took."""
+        return self._board.totals()
 
     @property
     def memory_used(self) -> int:
         """Bytes of large results that lie in shared memory."""
         arena = self._work._own_arena()
         return 0 if arena is None else arena.used
-
-
-def _wanted(function: Function) -> int:
-    """Tasks that make a batch."""
-    if function.seconds is None:
-        return 1
-    return max(1, min(_MOST_TASKS, int(BATCH_SECONDS / function.seconds)))
 
 
 def _learn(function: Function, microseconds: int) -> None:

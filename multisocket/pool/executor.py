@@ -161,7 +161,7 @@ class Executor(BaseExecutor):
             raise ValueError("buffersize must be None or > 0")
         self._check_open()
         end = None if timeout is None else time.monotonic() + timeout
-        futures = self._submitted(fn, zip(*iterables), chunksize)
+        futures = self._submitted(fn, zip(*iterables, strict=False), chunksize)
         waiting = deque(futures if buffersize is None else itertools.islice(futures, buffersize))
         results = _results(weakref.ref(self), waiting, futures, end)
         return itertools.chain.from_iterable(results) if chunksize > 1 else results
@@ -251,5 +251,3 @@ def _results(
     finally:
         for future in waiting:
             future.cancel()
-
-

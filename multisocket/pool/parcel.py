@@ -23,7 +23,7 @@ from ..socket import Socket
 Packed = Union[bytes, "list[memoryview]"]
 """A parcel that has not been sent: a short pickle; or a pickle and its buffers."""
 
-Content = Union[bytes, memoryview]
+Content = bytes | memoryview
 """A content that was received: as bytes, or where it lies."""
 
 # Smaller buffers stay in the pickle.
@@ -110,7 +110,7 @@ def _dumps(obj: Any, keep: _Callback, buffers: list[pickle.PickleBuffer]) -> byt
 def _dumps_forking(obj: Any, keep: _Callback | None = None) -> bytes:
     out = io.BytesIO()
     pickler = pickle.Pickler(out, 5, buffer_callback=keep)
-    pickler.dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table  # type: ignore[attr-defined]
+    pickler.dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table
     pickler.dump(obj)
     return out.getvalue()
 
@@ -141,9 +141,11 @@ def can_pack_by_value() -> bool:
     return True
 
 
-def size_of(packed: Packed) -> int:
+def size_of(packed: Packed | memoryview) -> int:
     """Bytes, nearly."""
-    return len(packed) if type(packed) is bytes else sum(part.nbytes for part in packed)  # type: ignore[union-attr]
+    if isinstance(packed, list):
+        return sum(part.nbytes for part in packed)
+    return len(packed)
 
 
 def unpack(content: Content, at: int, in_parts: bool) -> Any:
@@ -162,6 +164,13 @@ def unpack(content: Content, at: int, in_parts: bool) -> Any:
     sizes = struct.unpack_from(f"<{count}Q", where, HEADER_ROOM + _COUNT.size)
     body, *buffers = read_parts(at, sizes, where)
     return pickle.loads(body, buffers=buffers)
+
+
+def opened(payload: Packed | memoryview) -> Any:
+    """The object in a parcel that was not sent, or that lies where it was received."""
+    if isinstance(payload, list):
+        return pickle.loads(payload[0], buffers=payload[1:])
+    return unpack(payload, 0, isinstance(payload, memoryview))
 
 
 def send(sock: Socket, header: bytes, packed: Packed, timeout: float | None = None) -> None:

@@ -79,7 +79,7 @@ class Pool:
 
     # --- one call ---
 
-    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:  # noqa: B006
+    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
         """Calls a function in a worker, and waits for the result. Errors: see :meth:`AsyncResult.get`."""
         return self.apply_async(func, args, kwds).get()
 
@@ -87,7 +87,7 @@ class Pool:
         self,
         func: Callable[..., Any],
         args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},  # noqa: B006
+        kwds: Mapping[str, Any] = {},
         callback: Callback | None = None,
         error_callback: Callback | None = None,
     ) -> AsyncResult:

@@ -90,7 +90,7 @@ class AsyncResult:
         _call_back(self._error_callback, error)
         self._event.set()
 
-    __class_getitem__ = classmethod(GenericAlias)
+    __class_getitem__: Any = classmethod(GenericAlias)
 
 
 class PoolTask(Valued):
@@ -282,7 +282,7 @@ class _Item(PoolTask):
 
 
 class IMapIterator:
-    """Gives results as they come. A thread reads the items, as fast as results are taken: an endless source may be given.
+    """Gives results as they come. A thread reads the items, as fast as results are taken: a source may be endless.
 
     :param crew: that does the work.
     :param ahead: tasks whose results have not been taken, at the most.
@@ -420,5 +420,5 @@ def as_items(iterable: Iterable[Any], chunksize: int) -> tuple[int, Iterator[Any
 
 
 def _chunked(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := [item for _, item in zip(range(size), items)]:
+    while chunk := [item for _, item in zip(range(size), items, strict=False)]:
         yield chunk

@@ -9,7 +9,7 @@ from . import parcel
 from .forms import CALL, DONE, IN_PARTS, ONE, OUTCOME, UNSENDABLE
 from .functions import Function, Functions
 
-Payload = Union[parcel.Packed, memoryview]
+Payload = Union[parcel.Packed, memoryview]  # noqa: UP007
 """What a task is given: a parcel; or a content in parts that lies where it was received."""
 
 

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from inspect import isgenerator
-from multiprocessing.pool import ExceptionWithTraceback, MaybeEncodingError
+from multiprocessing.pool import ExceptionWithTraceback, MaybeEncodingError  # type: ignore[attr-defined]
 from typing import Any
 
 from .. import shm
@@ -95,9 +95,7 @@ def _leave_signals_to_boss() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _initialized(
-    sock: Socket, slot: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
-) -> bool:
+def _initialized(sock: Socket, slot: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bool:
     if initializer is None:
         return True
     try:

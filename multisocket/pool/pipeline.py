@@ -1,0 +1,274 @@
+"""Pipeline: stages of worker processes between sources and whoever takes the results."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor as BaseExecutor
+from multiprocessing.context import BaseContext
+from types import TracebackType
+from typing import Any
+
+from ..errors import BadOption
+from . import parcel
+from .borrowed import Borrowed
+from .crew import Crew
+from .functions import Function
+from .lane import End, Hands, Lane, Token
+from .progress import Display, display
+from .stage import Stage, StageError, StageStats
+
+log = logging.getLogger("multisocket")
+
+# Errors of skipped items that are kept.
+_KEPT_ERRORS = 1000
+# Seconds between two looks of the display.
+_REFRESH = 0.2
+
+
+class Pipeline:
+    """Stages, each with its worker processes, through which items go.
+
+    ``for result in Pipeline(Stage(parse, workers=4), Stage(score, workers=2, ordered=False)).run(source): ...``
+
+    :param stages: the first one gets the source's items, each other one what comes out of the one before. A function
+        stands for ``Stage(function)``.
+    :param context: of ``multiprocessing``, for the start method; None: its default.
+    :raises BadOption: there is no stage.
+    """
+
+    def __init__(self, *stages: Stage | Callable[[Any], Any], context: BaseContext | None = None) -> None:
+        if not stages:
+            raise BadOption("a pipeline has one stage at least")
+        self.stages = tuple(stage if isinstance(stage, Stage) else Stage(stage) for stage in stages)
+        self._context = context
+
+    def run(
+        self, *sources: Iterable[Any], executor: BaseExecutor | None = None, progress: bool | Display = False
+    ) -> Run:
+        """Starts workers and sends items through; gives results as they come.
+
+        Items are read, each source in a thread of its own, only as fast as results are taken: sources may be endless.
+        Several sources are mixed as they come.
+
+        :param sources: iterables of items.
+        :param executor: does the work, in place of worker processes of this machine: any
+            ``concurrent.futures.Executor``, for example ``dask.distributed.Client.get_executor()``.
+        :param progress: shows how stages are doing, by ``rich`` or ``tqdm``, if one is installed.
+        :raises Exception: (while iterating) what a source or a stage has raised.
+        """
+        return Run(self.stages, sources, self._context or multiprocessing.get_context(), executor, progress)
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {' → '.join(stage.label for stage in self.stages)}>"
+
+
+class Run:
+    """A pipeline at work: an iterator of its results. Ends its workers at the end, by ``close``, as a context manager,
+    or when nobody has it any more."""
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        sources: tuple[Iterable[Any], ...],
+        context: BaseContext,
+        executor: BaseExecutor | None,
+        progress: bool | Display,
+    ) -> None:
+        self._flow = _Flow(stages, sources, context, executor)
+        self._finalizer = weakref.finalize(self, self._flow.stop)
+        total = _length(sources)
+        self._flow.start()
+        if progress:
+            _show(self._flow, display(total) if progress is True else progress)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        token = self._flow.take()
+        if token is None:
+            self.close()
+            raise StopIteration
+        if isinstance(token, End):
+            self.close()
+            raise token.error
+        return token if isinstance(token, StageError) else parcel.opened(token)
+
+    @property
+    def errors(self) -> list[StageError]:
+        """Of items that were skipped (``on_error="skip"``): the last 1000."""
+        return list(self._flow.errors)
+
+    def stats(self) -> list[StageStats]:
+        """How each stage is doing. The one with the highest ``busy`` is the bottleneck."""
+        return self._flow.stats()
+
+    def close(self) -> None:
+        """Ends the workers, whatever they do. Twice is no error."""
+        self._finalizer()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Flow:
+    """What runs: sources, lanes, and what comes out of the last one. Does not refer to the Run, which ends it."""
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        sources: tuple[Iterable[Any], ...],
+        context: BaseContext,
+        executor: BaseExecutor | None,
+    ) -> None:
+        self.errors: deque[StageError] = deque(maxlen=_KEPT_ERRORS)
+        self.count = 0
+        self.is_over = False
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._sources = sources
+        self._reading = len(sources)
+        self._last_stats: list[StageStats] = []
+        self._lanes: list[Lane] = []
+        try:
+            for stage in stages:
+                self._add_lane(stage, context, executor)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _add_lane(self, stage: Stage, context: BaseContext, executor: BaseExecutor | None) -> None:
+        hands, function = _hands_for(stage, context, executor)
+        lane = Lane(stage, function, hands, self._lock, self._report, self._changed.notify_all)
+        if self._lanes:
+            lane.before = self._lanes[-1]
+            self._lanes[-1].after = lane
+        self._lanes.append(lane)
+
+    def start(self) -> None:
+        """Begins to read sources, when all workers are started."""
+        for lane in self._lanes:
+            if isinstance(lane.hands, Crew):
+                lane.hands.start()
+        for source in self._sources:
+            threading.Thread(target=self._read, args=(source,), name="multisocket-source", daemon=True).start()
+
+    # --- sources ---
+
+    def _read(self, source: Iterable[Any]) -> None:
+        error: BaseException | None = None
+        try:
+            for item in source:
+                if not self._put(parcel.pack(item)):
+                    return
+        except BaseException as raised:
+            error = raised
+        with self._lock:
+            if error is not None and not self.is_over:
+                self._lanes[0].put(End(error))
+            self._reading -= 1
+            self._changed.notify_all()
+        if not self.is_over:
+            self._lanes[0].hands.hurry()
+
+    def _put(self, token: Token) -> bool:
+        """False: nobody wants more."""
+        first = self._lanes[0]
+        with self._lock:
+            if not first.has_room:
+                first.hands.hurry()
+            while not first.has_room and not self.is_over:
+                self._changed.wait()
+            if self.is_over:
+                return False
+            first.put(token)
+            return True
+
+    # --- results ---
+
+    def take(self) -> Token | None:
+        """What comes next. None: there is no more."""
+        last = self._lanes[-1]
+        with self._lock:
+            while not self.is_over:
+                if last.ready:
+                    self.count += 1
+                    return last.take_last()
+                if not self._reading and all(lane.is_empty for lane in self._lanes):
+                    return None
+                self._changed.wait()
+        return None
+
+    def _report(self, failure: StageError) -> None:
+        self.errors.append(failure)
+        log.warning("%s; the item is left out", failure)
+
+    def stats(self) -> list[StageStats]:
+        """Of each stage."""
+        with self._lock:
+            if not self.is_over:
+                self._last_stats = [lane.stats(time.monotonic()) for lane in self._lanes]
+            return self._last_stats
+
+    def stop(self) -> None:
+        """Ends all."""
+        self.stats()
+        with self._lock:
+            self.is_over = True
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.hands.terminate()
+        for lane in self._lanes:
+            lane.hands.join()
+            lane.ready.clear()
+
+
+def _hands_for(stage: Stage, context: BaseContext, executor: BaseExecutor | None) -> tuple[Hands, Function]:
+    if executor is not None:
+        return Borrowed(executor, stage), Function(b"", stage.label)
+    crew = Crew(
+        stage.workers,
+        context=context,
+        initializer=stage.initializer,
+        initargs=stage.initargs,
+        task_timeout=stage.task_timeout,
+        batch=stage.batch,
+        keeps_payloads=stage.retries > 0,
+    )
+    try:
+        return crew, crew.functions.of(stage.function)
+    except BaseException:
+        crew.terminate()
+        raise
+
+
+def _length(sources: tuple[Iterable[Any], ...]) -> int | None:
+    """Of all sources, if that is known."""
+    try:
+        return sum(len(source) for source in sources)  # type: ignore[arg-type, misc]
+    except TypeError:
+        return None
+
+
+def _show(flow: _Flow, shown: Display) -> None:
+    def run() -> None:
+        with shown:
+            while not flow.is_over:
+                shown.update(flow.count, flow.stats())
+                with flow._changed:
+                    if not flow.is_over:
+                        flow._changed.wait(_REFRESH)
+            shown.update(flow.count, flow.stats())
+
+    threading.Thread(target=run, name="multisocket-progress", daemon=True).start()
