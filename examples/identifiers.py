@@ -1,7 +1,8 @@
 """Which identifiers does Python's standard library use most?
 
 One process reads the files, worker processes tokenize them (that is what takes the time), and the first one adds up
-what they found. All workers take their jobs from ONE Socket: whoever is free gets the next file.
+what they found. All workers take their jobs from one Socket: whoever is free gets the next file. When a worker dies, one
+file is lost, and reported.
 
     python examples/identifiers.py                      # the standard library of the running Python
     python examples/identifiers.py FOLDER --workers 4
@@ -10,30 +11,23 @@ what they found. All workers take their jobs from ONE Socket: whoever is free ge
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import keyword
 import multiprocessing
 import os
-import signal
 import sys
 import sysconfig
-import threading
 import time
 import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import multisocket as ms
-from multisocket.protocol import Pull, Push
+from multisocket.pool import Pipeline, Stage, StageError, WorkerDied
 
-END = b""
 LOST = "lost: its worker died"
-CHECK_SECONDS = 0.5
 
 
 @dataclass
@@ -45,19 +39,6 @@ class Totals:
     size: int = 0
     by_worker: Counter[int] = field(default_factory=Counter)
     failures: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass
-class Field:
-    """Who works on it."""
-
-    jobs: Pull
-    results: Pull
-    workers: list[BaseProcess]
-    reader: threading.Thread
-
-    def queued(self) -> int:
-        return self.jobs.socket.stats()["depth"]
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -74,21 +55,9 @@ def identifiers(source: bytes) -> Counter[str]:
 # --- in the workers ---
 
 
-def work(jobs: Pull, results: Push) -> None:
-    """Takes files until there are no more; says what it takes, so that nobody waits for a file it dies over."""
-    # Ctrl-C is for the first process: it closes the Sockets, and that ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(ms.Closed):
-        for job in jobs:
-            if job == END:
-                return
-            path, _, source = job.partition(b"\0")
-            results.send_obj({"path": path, "taken": os.getpid()})
-            results.send_obj(result_of(os.fsdecode(path), source))
-
-
-def result_of(path: str, source: bytes) -> dict[str, Any]:
-    result: dict[str, Any] = {"worker": os.getpid(), "path": os.fsencode(path), "size": len(source)}
+def count(file: tuple[str, bytes]) -> dict[str, Any]:
+    path, source = file
+    result: dict[str, Any] = {"worker": os.getpid(), "path": path, "size": len(source)}
     try:
         result["names"] = dict(identifiers(source))
     except (tokenize.TokenError, SyntaxError, ValueError) as error:  # ValueError: not in the encoding that it claims
@@ -99,58 +68,23 @@ def result_of(path: str, source: bytes) -> dict[str, Any]:
 # --- in the first process ---
 
 
-def read_all(files: Iterable[Path], jobs: Push, results: Push) -> None:
-    """Sends every file to some worker. What cannot even be sent is a result already."""
+def contents(files: Iterable[Path], totals: Totals) -> Iterator[tuple[str, bytes]]:
+    """Every file that can be read."""
     for path in files:
-        name = os.fsencode(path)
         try:
-            jobs.send(name + b"\0" + path.read_bytes())
-        except ms.Closed:  # interrupted
-            return
-        except (OSError, ms.ContentTooLong) as error:
-            results.send_obj({"path": name, "error": f"{type(error).__name__}: {error}"})
+            yield str(path), path.read_bytes()
+        except OSError as error:
+            totals.failures.append((str(path), f"{type(error).__name__}: {error}"))
 
 
-def collect(field: Field, files: list[Path], quiet: bool) -> Totals:
-    totals = Totals()
-    for result in progress(each_result(field, {os.fsencode(path) for path in files}), len(files), quiet):
-        add(totals, result)
-    return totals
-
-
-def each_result(field: Field, missing: set[bytes]) -> Iterator[dict[str, Any]]:
-    """One for each file, also for those that died with their worker."""
-    taken: dict[bytes, int] = {}
-    while missing:
-        try:
-            result = field.results.recv_obj(timeout=CHECK_SECONDS)
-        except ms.Timeout:
-            for path in lost(field, missing, taken):
-                missing.discard(path)
-                yield {"path": path, "error": LOST}
-            continue
-        if "taken" in result:
-            taken[result["path"]] = result["taken"]
-        elif result["path"] in missing:
-            missing.discard(result["path"])
-            yield result
-
-
-def lost(field: Field, missing: set[bytes], taken: dict[bytes, int]) -> list[bytes]:
-    """The files that will never come: dead workers had taken them, or nobody is left to take them."""
-    alive = {worker.pid for worker in field.workers if worker.is_alive()}
-    theirs = [path for path in missing if path in taken and taken[path] not in alive]
-    nobody_has_them = len(alive) < len(field.workers) and not field.reader.is_alive() and not field.queued()
-    if not alive or (nobody_has_them and not theirs and not any(path in taken for path in missing)):
-        return list(missing)
-    return theirs
-
-
-def add(totals: Totals, result: dict[str, Any]) -> None:
-    if "worker" in result:
-        totals.by_worker[result["worker"]] += 1
+def add(totals: Totals, result: dict[str, Any] | StageError) -> None:
+    if isinstance(result, StageError):
+        path, _ = result.item
+        totals.failures.append((path, LOST if isinstance(result.error, WorkerDied) else str(result)))
+        return
+    totals.by_worker[result["worker"]] += 1
     if "error" in result:
-        totals.failures.append((os.fsdecode(result["path"]), result["error"]))
+        totals.failures.append((result["path"], result["error"]))
         return
     totals.names.update(result["names"])
     totals.files += 1
@@ -158,23 +92,14 @@ def add(totals: Totals, result: dict[str, Any]) -> None:
 
 
 def count_with_workers(files: list[Path], workers: int, method: str | None, quiet: bool) -> Totals:
-    context = multiprocessing.get_context(method)
-    # What nobody has taken when it ends (by Ctrl-C, say) is not waited for.
-    with Push(send_stop_timeout=0.0) as out, Pull() as jobs, Push() as back, Pull() as results:
-        jobs.listen("inproc://jobs")
-        out.dial("inproc://jobs")
-        results.listen("inproc://results")
-        back.dial("inproc://results")
-        running = [context.Process(target=work, args=(jobs, back), daemon=True) for _ in range(workers)]
-        for worker in running:
-            worker.start()
-        reader = threading.Thread(target=read_all, args=(files, out, back), daemon=True)
-        reader.start()
-        totals = collect(Field(jobs, results, running, reader), files, quiet)
-        out.send_many([END] * workers)
-        for worker in running:
-            worker.join()
-        return totals
+    totals = Totals()
+    pipeline = Pipeline(
+        Stage(count, workers=workers, ordered=False, on_error="yield"), context=multiprocessing.get_context(method)
+    )
+    with pipeline.run(contents(files, totals)) as results:
+        for result in progress(results, len(files), quiet):
+            add(totals, result)
+    return totals
 
 
 def count_alone(files: list[Path], quiet: bool) -> float:
@@ -183,7 +108,7 @@ def count_alone(files: list[Path], quiet: bool) -> float:
     totals = Totals()
     for path in progress(files, len(files), quiet):
         try:
-            add(totals, result_of(str(path), path.read_bytes()))
+            add(totals, count((str(path), path.read_bytes())))
         except OSError:
             continue
     return time.perf_counter() - began

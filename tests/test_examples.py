@@ -16,6 +16,7 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
+import numpy
 import pytest
 
 from conftest import DEADLINE, START_METHODS, Processes, wait_until
@@ -238,3 +239,42 @@ def test_async_service(folder: Path, processes: Processes) -> None:
     assert "RemoteError: KeyError: 'size'" in unknown.communicate(timeout=DEADLINE)[1]
     assert watching.communicate(timeout=DEADLINE)[0] == "color = blue\n"
     interrupt(service)
+
+
+def test_star_count(processes: Processes) -> None:
+    out = finish(processes, "star_count.py", "--pictures", "3", "--size", "512", "--workers", "1")
+    assert len(re.findall(r"^picture [0-2]: [1-9][0-9]+ stars$", out, re.MULTILINE)) == 3
+    # Each picture is written into shared memory once, by its sender, and nothing else is copied.
+    assert re.search(
+        rf"^3 pictures in .* s, {3 * 512 * 512 * 4 / 1e6:.1f} MB copied by this process$", out, re.MULTILINE
+    )
+
+
+def test_star_count_of_files(folder: Path, processes: Processes) -> None:
+    picture = numpy.random.default_rng(1).normal(0, 1, (200, 300))
+    picture[50, 60] = picture[100, 200] = 500.0
+    numpy.save(folder / "one.npy", picture)
+    out = finish(processes, "star_count.py", str(folder / "one.npy"))
+    assert f"picture {folder / 'one.npy'}: 2 stars" in out.splitlines()
+
+
+def test_sweep(processes: Processes) -> None:
+    process = start(processes, "sweep.py", "--rates", "200", "--steps", "2000", "--kill", "2", "--workers", "2")
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, err
+    assert len(re.findall(r"^killed a worker after ", err, re.MULTILINE)) == 2
+    assert "the first at 3.5" in out  # chaos begins at 3.5699
+
+
+@pytest.mark.parametrize("where", ["local", "dask"])
+def test_imports(where: str, folder: Path, processes: Processes) -> None:
+    if where == "dask":
+        pytest.importorskip("distributed")
+    (folder / "one.py").write_text("import os, sys\nfrom os.path import join\nfrom . import two\n")
+    (folder / "two.py").write_text("import os.path\n")
+    (folder / "broken.py").write_text("import\n")
+    process = start(processes, "imports.py", str(folder), "--on", where)
+    out, err = process.communicate(timeout=4 * DEADLINE)
+    assert process.returncode == 0, err
+    assert out.splitlines()[:2] == ["     2  os", "     1  sys"]
+    assert out.splitlines()[2].startswith("3 files in ")
