@@ -24,15 +24,17 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from .. import names
 from ..background import background
-from ..errors import Closed, OutOfSharedMemory, Timeout
-from ..shm import Board
+from ..errors import Closed, NotSupported, OutOfSharedMemory, Timeout
+from ..shm import Arena, Board, copy
 from ..socket import Socket
 from . import parcel
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
@@ -47,6 +49,7 @@ BATCH_SECONDS = 0.001
 """How long a batch of tasks shall take: then giving out batches costs next to nothing, and none holds up others."""
 
 _MOST_TASKS = 256
+_MOST_IN_A_BATCH = 0xFFFF
 # Small tasks are copied together; this many bytes of them at the most.
 _MOST_BYTES = 65536
 _GATHER = 256
@@ -54,6 +57,11 @@ _GATHER = 256
 _RECALL_AFTER = 0.002
 _JOIN_SECONDS = 30.0
 _TERM_SECONDS = 1.0
+# Shared memory that nobody who works needs may come back a moment later: so long a task waits for it.
+_MEMORY_SECONDS = 2.0
+# When a worker cannot be started, because memory or processes are short, it is tried again; so often while none runs.
+_START_AGAIN = 0.25
+_MOST_STARTS = 40
 # Workers that end before they are ready, one after the other, until it is reported: this many, and two more for each.
 _STILLBORN = 6
 
@@ -80,13 +88,31 @@ class Batch:
 
 
 class _Sentinel:
-    """What the background thread watches: readable when the process has ended."""
+    """What the background thread watches: readable when the process has ended.
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    ``Process.sentinel`` is the end of a pipe, whose other end is also with all that the worker has forked, and with
+    what another thread forks just then: while these live, the worker would look alive. So it serves only where the
+    system has nothing better.
+    """
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._own = _pidfd(process.pid)
+        self._descriptor = process.sentinel if self._own is None else self._own
 
     def fileno(self) -> int:
         return self._descriptor
+
+    def __del__(self) -> None:
+        own = getattr(self, "_own", None)
+        if own is not None:
+            os.close(own)
+
+
+def _pidfd(pid: int | None) -> int | None:
+    try:
+        return os.pidfd_open(pid)  # type: ignore[arg-type]
+    except (AttributeError, OSError):
+        return None
 
 
 class Hand:
@@ -94,9 +120,42 @@ class Hand:
 
     def __init__(self, process: BaseProcess) -> None:
         self.process = process
-        self.sentinel = _Sentinel(process.sentinel)
+        self.sentinel = _Sentinel(process)
         self.overdue: tuple[int, int] | None = None
         """The batch and task for which it was killed."""
+
+    def has_ended(self, timeout: float = 0.0) -> bool:
+        """Whether it ends within so many seconds."""
+        return bool(wait([self.sentinel], timeout))  # type: ignore[list-item]
+
+    def reap(self) -> None:
+        """Takes its exit code, when it has ended."""
+        with _processes:
+            self.process.join()
+        # Any thread that starts a process takes exit codes, too: it may have this one, but not noted it yet.
+        end = time.monotonic() + 1.0
+        while self.process.exitcode is None and time.monotonic() < end:
+            time.sleep(0.001)
+
+
+# Held by whoever starts a process or takes its exit code: multiprocessing does the one in the course of the other, and
+# for two threads at once the exit code may be lost.
+_processes = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_interrupts(method: str) -> Iterator[None]:
+    """Has a new process begin with SIGINT blocked: workers leave that to the boss, but are not ready for it at once."""
+    if method == "forkserver":  # it would pass that on to everybody's processes
+        forkserver.ensure_running()
+        yield
+        return
+    resource_tracker.ensure_running()  # likewise
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Crew:
@@ -156,6 +215,14 @@ class Crew:
         self._dead: deque[int] = deque()
         self._stillborn = 0
         self._is_starved = False
+        self._starved_since: float | None = None
+        self._missing: set[int] = set()
+        self._failed_starts = 0
+        self._start_again = 0.0
+        self._done = 0
+        self._busy = 0.0
+        self._most_in_place = _most_in_place()
+        self._arena: Arena | None = None
         self._is_closing = False
         self._is_terminating = False
         self._broken: BaseException | None = None
@@ -171,11 +238,13 @@ class Crew:
 
         :raises Closed: no more are taken.
         :raises InitializerFailed: workers cannot start.
+        :raises NotSupported: another process has made this.
         """
+        self._check_mine()
         with self._lock:
             self._check_open()
+            self._staff(1)
             self._backlog.append(task)
-            self._staff()
             # While outcomes come in they call for more, and then for all that has gathered: so short tasks go out in
             # large batches.
             if not self._batches or self._is_due(task):
@@ -184,12 +253,17 @@ class Crew:
 
     def add_many(self, tasks: list[Task]) -> None:
         """Has several done."""
+        self._check_mine()
         with self._lock:
             self._check_open()
+            self._staff(len(tasks))
             self._backlog.extend(tasks)
-            self._staff()
             self._pump()
         self._tell()
+
+    def _check_mine(self) -> None:
+        if self._pid != os.getpid():  # its lock may be held for ever here
+            raise NotSupported("a pool is used by the process that made it: make another one here")
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -205,7 +279,7 @@ class Crew:
     def wanted(self, function: Function) -> int:
         """Tasks that make a batch."""
         if self._batch is not None:
-            return self._batch
+            return min(self._batch, _MOST_IN_A_BATCH)
         if function.seconds is None:
             return 1
         return max(1, min(_MOST_TASKS, int(BATCH_SECONDS / function.seconds)))
@@ -219,6 +293,8 @@ class Crew:
     def _pump(self) -> None:
         """Gives out as much as keeps all workers busy. With the lock."""
         self._is_starved = False
+        if self._is_terminating or self._broken is not None:
+            return
         while self._backlog and self._work._depth < self.processes:
             batch = self._compose()
             if batch is None:
@@ -254,7 +330,11 @@ class Crew:
         while backlog:
             head = backlog[0]
             if isinstance(head, Source):
-                task = head.next_task()
+                try:
+                    task = head.next_task()
+                except Exception as error:  # it cannot be pickled
+                    self._failed.append((head, error))
+                    task = None
                 if task is None:
                     backlog.popleft()
                     continue
@@ -272,11 +352,11 @@ class Crew:
         batch = self._batches[number] = Batch(tasks)
         try:
             self._send(number, tasks)
+            self._starved_since = None
             return True
         except (Timeout, OutOfSharedMemory) as error:
             del self._batches[number]
-            # Memory comes back as long as somebody is busy with what takes it.
-            if isinstance(error, Timeout) or self._batches:
+            if self._is_worth_waiting():
                 self._backlog.extendleft(reversed(tasks))
                 self._is_starved = True
                 return False
@@ -286,6 +366,16 @@ class Crew:
             self._failed.extend((task, error) for task in tasks)
         del batch
         return True
+
+    def _is_worth_waiting(self) -> bool:
+        """Whether memory may come back: as long as somebody is busy with what takes it, and a moment longer."""
+        now = time.monotonic()
+        if self._batches or self._starved_since is None:
+            self._starved_since = now
+        if now - self._starved_since < _MEMORY_SECONDS:
+            return True
+        self._starved_since = None
+        return False
 
     def _send(self, number: int, tasks: list[Task]) -> None:
         first = tasks[0]
@@ -313,7 +403,8 @@ class Crew:
         while self._failed:
             with contextlib.suppress(IndexError):  # another thread was faster
                 task, error = self._failed.popleft()
-                task.fail(error)
+                with _guarded():
+                    task.fail(error)
 
     # --- workers ---
 
@@ -326,19 +417,20 @@ class Crew:
                     self._start_worker(slot)
             self._start_thread()
 
-    def _staff(self) -> None:
-        """Starts workers as far as there is work for them."""
+    def _staff(self, added: int) -> None:
+        """Starts workers as far as there is work for them, with so many tasks more. With the lock."""
         if len(self._hands) == self.processes and self._thread is not None:
             return
+        wanted = self.processes
         # With threads about, forking is the less safe the later it is done.
-        if self._context.get_start_method() == "fork":
-            self.start()
-            return
-        wanted = min(self.processes, len(self._backlog) + self._unfinished())
+        if self._context.get_start_method() != "fork":
+            wanted = min(wanted, added + len(self._backlog) + self._unfinished())
         for slot in range(self.processes):
             if len(self._hands) >= wanted:
                 break
-            if slot not in self._hands:
+            if slot not in self._hands and self._hands:
+                self._try_start(slot)
+            elif slot not in self._hands:
                 self._start_worker(slot)
         self._start_thread()
 
@@ -355,7 +447,8 @@ class Crew:
         guard = names.guard_path()
         args = (self._work, self._board.name, slot, guard, self._initializer, self._initargs, self._max_tasks)
         process = self._context.Process(target=work, args=args, name=f"multisocket-worker-{slot}", daemon=False)
-        process.start()
+        with _processes, _without_interrupts(self._context.get_start_method()):
+            process.start()
         hand = self._hands[slot] = Hand(process)
         watcher = background()
         watcher.call(lambda: watcher.watch(hand.sentinel, lambda: self._ended(slot, hand)))
@@ -368,8 +461,12 @@ class Crew:
 
     def _wake(self) -> None:
         """Has the crew's thread look around."""
-        with contextlib.suppress(Closed, Timeout):  # one that has much to read looks around anyway
+        try:
             self._work.send(OUTCOME.pack(0, 0, AWAKE, 0, 0, 0), 0)
+        except OutOfSharedMemory:
+            background().call_later(0.05, self._wake)
+        except (Closed, Timeout):  # one that has much to read looks around anyway
+            return
 
     # --- the crew's thread ---
 
@@ -379,6 +476,8 @@ class Crew:
                 self._listen()
                 if self._dead:
                     self._bury_dead()
+                if self._missing:
+                    self._fill_up()
                 if self._task_timeout is not None:
                     self._kill_overdue(self._task_timeout)
                 with self._lock:
@@ -406,9 +505,9 @@ class Crew:
         """Seconds after which there is something to do although nothing is heard."""
         if self._is_starved:
             return 0.001
-        patience = None
+        patience = _START_AGAIN if self._missing else None
         if self._task_timeout is not None and self._batches:
-            patience = min(max(self._task_timeout / 8, 0.005), 0.5)
+            patience = min(max(self._task_timeout / 8, 0.005), patience or 0.5)
         if not self._backlog and any(batch.left > 1 for batch in list(self._batches.values())):
             patience = min(patience or _RECALL_AFTER, _RECALL_AFTER)
         return patience
@@ -418,13 +517,12 @@ class Crew:
         batch = self._batches.get(number)
         if batch is None:
             if what == NOT_READY:
-                error = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
-                self._break(_initializer_raised(error))
+                self._break(_initializer_raised(_opened_error(flags, content)))
             return
         if what == PART:
             part_of = batch.tasks[index]
             if part_of is not None:
-                part_of.outcome(what, flags, content)
+                self._pass_outcome(part_of, what, flags, content)
             return
         task = batch.drop(index)
         if task is None:
@@ -432,10 +530,29 @@ class Crew:
         if not batch.left:
             self._forget(number)
         _learn(task.function, took)
+        self._done += 1
+        self._busy += took / 1e6
         if what == UNKNOWN and not task.function.is_by_value:
             self._do_by_value(task, flags, content)
         else:
+            self._pass_outcome(task, what, flags, content)
+
+    def _pass_outcome(self, task: Task, what: int, flags: int, content: parcel.Content) -> None:
+        if task.is_kept and isinstance(content, memoryview):
+            content = self._moved(content)
+        with _guarded():
             task.outcome(what, flags, content)
+
+    def _moved(self, content: memoryview) -> memoryview:
+        """A content that somebody may keep for long: out of shared memory, when there is much in it already. So workers
+        can go on sending."""
+        if self._arena is None:
+            self._arena = self._work._own_arena()
+        if self._arena is None or self._arena.used <= self._most_in_place:
+            return content
+        private = memoryview(bytearray(content.nbytes))
+        copy(private, content)
+        return private
 
     def _forget(self, number: int) -> None:
         with self._lock:
@@ -446,7 +563,7 @@ class Crew:
         try:
             by_value(task, self.functions)
         except Exception:
-            task.outcome(UNKNOWN, flags, content)
+            self._pass_outcome(task, UNKNOWN, flags, content)
             return
         with self._lock:
             self._backlog.appendleft(task)
@@ -506,19 +623,45 @@ class Crew:
         self._tell()
 
     def _bury(self, slot: int) -> None:
-        with self._lock:
-            hand = self._hands.pop(slot)
-        hand.process.join()
+        # It keeps its slot until its claim was read: a new worker there would have that cleared.
+        hand = self._hands[slot]
+        hand.reap()
         with contextlib.suppress(Closed):
             self._board.settle(self._work)
         self._count_stillborn(slot, hand.process)
         with self._lock:
             lost, untouched = self._take_back(slot)
+            del self._hands[slot]
             self._backlog.extendleft(reversed(untouched))
-            if lost is not None:
-                self._lose(lost, hand, slot)
-            if self._broken is None and not self._is_terminating and self._is_needed():
-                self._start_worker(slot)
+        if lost is not None:
+            self._lose(lost, hand)
+        with self._lock:
+            if slot not in self._hands and not self._is_hurried and self._is_needed():
+                self._try_start(slot)
+
+    def _try_start(self, slot: int) -> None:
+        """With the lock."""
+        try:
+            self._start_worker(slot)
+        except Exception as error:
+            log.warning("cannot start a worker, it is tried again: %r", error)
+            self._missing.add(slot)
+            self._start_again = time.monotonic() + _START_AGAIN
+            self._failed_starts += 1
+            if not self._hands and self._failed_starts >= _MOST_STARTS:
+                self._broken = WorkerDied(f"no worker can be started: {error!r}")
+        else:
+            self._missing.discard(slot)
+            self._failed_starts = 0
+
+    def _fill_up(self) -> None:
+        """Starts those that could not be started."""
+        with self._lock:
+            for slot in list(self._missing):
+                if slot in self._hands or not self._is_needed():
+                    self._missing.discard(slot)
+                elif time.monotonic() >= self._start_again:
+                    self._try_start(slot)
 
     def _is_needed(self) -> bool:
         return not self._is_closing or bool(self._backlog or self._batches)
@@ -536,8 +679,8 @@ class Crew:
             self._forget(number)
         return lost, untouched
 
-    def _lose(self, task: Task, hand: Hand, slot: int) -> None:
-        """A task's worker has died. With the lock."""
+    def _lose(self, task: Task, hand: Hand) -> None:
+        """A task's worker has died. Without the lock: what describes the task may be anybody's code."""
         how = _how_ended(hand.process)
         if hand.overdue is not None:
             self._failed.append((task, TaskTimeout(
@@ -548,14 +691,15 @@ class Crew:
             task.tries += 1
             log.warning("a worker %s; %s is done again (%d of %d)", how, described(task), task.tries, self.retries)
             task.again()
-            self._backlog.appendleft(task)
+            with self._lock:
+                self._backlog.appendleft(task)
             return
         error = WorkerDied(f"the worker (process {hand.process.pid}) {how} while it ran {described(task)}")
         error.exitcode = hand.process.exitcode
         self._failed.append((task, error))
 
     def _count_stillborn(self, slot: int, process: BaseProcess) -> None:
-        if self._board.is_ready(slot) or any(self._board.is_ready(other) for other in list(self._hands)):
+        if self._board.is_ready(slot) or any(map(self._board.is_ready, list(self._hands))):
             self._stillborn = 0
             return
         self._stillborn += 1
@@ -652,29 +796,45 @@ class Crew:
             return [hand.process for _, hand in sorted(self._hands.items())]
 
     def _finish(self) -> None:
-        is_hurried = self._is_terminating or self._broken is not None
+        try:
+            self._end_workers()
+            self._boss.close()
+            names.remove_segment(self._board.name)
+        finally:
+            self._arena = None
+            with self._lock:
+                self._fail_all(self._broken or Terminated("the pool was terminated before this task was done"))
+                self._hands.clear()
+            self._tell()
+            _crews.discard(self)
+            self._over.set()
+
+    def _end_workers(self) -> None:
         hands = list(self._hands.values())
-        if is_hurried:
-            for hand in hands:
-                hand.process.terminate()
+        began = time.monotonic()
+        self._terminate_if_hurried(hands)
         self._work.close()
-        deadline = time.monotonic() + (_TERM_SECONDS if is_hurried else _JOIN_SECONDS)
+        is_hurried = False
         for hand in hands:
-            hand.process.join(max(0.0, deadline - time.monotonic()))
-            if hand.process.exitcode is None:
-                hand.process.kill()
-                hand.process.join()
+            while not hand.has_ended(0.1):
+                if self._is_hurried and not is_hurried:
+                    is_hurried, began = True, time.monotonic()
+                    self._terminate_if_hurried(hands)
+                if time.monotonic() - began >= (_TERM_SECONDS if is_hurried else _JOIN_SECONDS):
+                    hand.process.kill()
+            hand.reap()
         watcher = background()
         for hand in hands:
             watcher.call(lambda hand=hand: watcher.unwatch(hand.sentinel))  # type: ignore[misc]
-        self._boss.close()
-        names.remove_segment(self._board.name)
-        with self._lock:
-            self._fail_all(self._broken or Terminated("the pool was terminated before this task was done"))
-            self._hands.clear()
-        self._tell()
-        _crews.discard(self)
-        self._over.set()
+
+    @property
+    def _is_hurried(self) -> bool:
+        return self._is_terminating or self._broken is not None
+
+    def _terminate_if_hurried(self, hands: list[Hand]) -> None:
+        if self._is_hurried:
+            for hand in hands:
+                hand.process.terminate()
 
     # --- counters ---
 
@@ -688,13 +848,29 @@ class Crew:
 
     def totals(self) -> tuple[int, float]:
         """Tasks that were done, and the seconds that these took."""
-        return self._board.totals()
+        # Workers count nanoseconds, but not of the last task before they ended.
+        return self._done, max(self._busy, self._board.totals()[1])
 
     @property
     def memory_used(self) -> int:
         """Bytes of large results that lie in shared memory."""
         arena = self._work._own_arena()
         return 0 if arena is None else arena.used
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """What others' callbacks raise, even SystemExit, must not end the pool."""
+    try:
+        yield
+    except BaseException:
+        log.exception("a callback of a pool's task raised an error")
+
+
+def _most_in_place() -> int:
+    """Bytes of results that may stay in shared memory: it is there for those on their way, first of all."""
+    system = os.statvfs("/dev/shm")
+    return min(system.f_blocks * system.f_frsize // 4, 1 << 30)
 
 
 def _learn(function: Function, microseconds: int) -> None:
@@ -713,6 +889,15 @@ def _how_ended(process: BaseProcess) -> str:
         name = f"signal {-code}"
     hint = " (is memory short?)" if -code == signal.SIGKILL else ""
     return f"was killed by {name}{hint}"
+
+
+def _opened_error(flags: int, content: parcel.Content) -> BaseException:
+    try:
+        error = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
+    except Exception as refusal:
+        return refusal
+    assert isinstance(error, BaseException)
+    return error
 
 
 def _initializer_raised(error: BaseException) -> InitializerFailed:
@@ -748,4 +933,10 @@ def _end_all() -> None:
         crew.join()
 
 
-os.register_at_fork(after_in_child=_crews.clear)
+def _forget_parents() -> None:
+    global _processes
+    _processes = threading.Lock()
+    _crews.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents)

@@ -31,6 +31,7 @@ _LARGE_BUFFER = 32768
 # From this size on a content goes through an arena (see LARGE in shm.pyx).
 LARGE = 131072
 _MOST_WRAPPED = 64
+_DEEPEST = 4
 _ATOMS = frozenset([int, float, bool, complex, type(None)])
 
 HEADER_ROOM = 256
@@ -53,21 +54,26 @@ class _Bytes:
         return type(self.data), (pickle.PickleBuffer(self.data),)
 
 
-def _has_large_bytes(obj: Any) -> bool:
+def _has_large_bytes(obj: Any, depth: int = 0) -> bool:
     kind = type(obj)
     if kind is bytes or kind is bytearray:
         return len(obj) >= LARGE
-    if (kind is tuple or kind is list) and len(obj) <= _MOST_WRAPPED:
-        return any(map(_has_large_bytes, obj))
+    if (kind is tuple or kind is list) and len(obj) <= _MOST_WRAPPED and depth < _DEEPEST:
+        return any(_has_large_bytes(one, depth + 1) for one in obj)
     return False
 
 
-def _wrapped(obj: Any) -> Any:
-    """The object, with large bytes in it replaced, if they are at hand."""
-    if not _has_large_bytes(obj):
+def _wrapped(obj: Any, known: dict[int, Any], depth: int = 0) -> Any:
+    """The object, with large bytes in it replaced, if they are at hand. What is there twice stays one object."""
+    if not _has_large_bytes(obj, depth):
         return obj
-    kind = type(obj)
-    return _Bytes(obj) if kind is bytes or kind is bytearray else kind(map(_wrapped, obj))
+    found = known.get(id(obj))
+    if found is None:
+        kind = type(obj)
+        is_whole = kind is bytes or kind is bytearray
+        found = _Bytes(obj) if is_whole else kind(_wrapped(one, known, depth + 1) for one in obj)
+        known[id(obj)] = found
+    return found
 
 
 def pack(obj: Any) -> Packed:
@@ -87,7 +93,7 @@ def pack(obj: Any) -> Packed:
         buffers.append(buffer)
         return False
 
-    body = _dumps(_wrapped(obj), keep, buffers)
+    body = _dumps(_wrapped(obj, {}), keep, buffers)
     if not buffers and len(body) < LARGE:
         return body
     return [memoryview(body), *(buffer.raw() for buffer in buffers)]

@@ -23,6 +23,9 @@ class Task:
 
     __slots__ = ("function", "kind", "payload", "tries")
 
+    is_kept = False
+    """Whether somebody may keep what comes of it for long."""
+
     def __init__(self, function: Function, kind: int, payload: Payload) -> None:
         self.function = function
         self.kind = kind
@@ -49,7 +52,7 @@ class Source:
     """Tasks that are made when workers are free for them."""
 
     def next_task(self) -> Task | None:
-        """None: there are no more."""
+        """None: there are no more. What it raises ends it: see :meth:`fail`."""
         raise NotImplementedError
 
     def fail(self, error: BaseException) -> None:
@@ -61,6 +64,8 @@ class Valued(Task):
     """A task whose outcome is an object."""
 
     __slots__ = ()
+
+    is_kept = True
 
     def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
         """See :class:`Task`."""
@@ -114,6 +119,6 @@ def described(task: Task) -> str:
         return f"{task.function.name} of {parcel.size_of(task.payload)} bytes"
     try:
         text = repr(parcel.unpack(task.payload, 0, False))
-    except Exception:
+    except BaseException:  # it runs anybody's code
         text = f"{len(task.payload)} bytes"
     return f"{task.function.name} of {text if len(text) <= 200 else text[:200] + '…'}"

@@ -10,11 +10,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from inspect import isgenerator
-from multiprocessing.pool import ExceptionWithTraceback, MaybeEncodingError  # type: ignore[attr-defined]
+from multiprocessing.pool import (  # type: ignore[attr-defined]
+    ExceptionWithTraceback,
+    MaybeEncodingError,
+    RemoteTraceback,
+)
 from typing import Any
 
 from .. import shm
-from ..errors import Closed, Error
+from ..errors import Closed, Error, OutOfSharedMemory
 from ..socket import Socket
 from . import parcel
 from .forms import (
@@ -93,6 +97,8 @@ def _leave_signals_to_boss() -> None:
     # A handler that the boss's process has set is about that process.
     if callable(signal.getsignal(signal.SIGTERM)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Blocked until here, see crew.py; not for programs that tasks start.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _initialized(sock: Socket, slot: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bool:
@@ -101,7 +107,9 @@ def _initialized(sock: Socket, slot: int, initializer: Callable[..., object] | N
     try:
         initializer(*initargs)
     except BaseException as error:
-        parcel.send(sock, OUTCOME.pack(0, 0, NOT_READY, 0, 0, slot), _packed_error(error))
+        packed = _surely_packed(error)
+        flags = 0 if isinstance(packed, bytes) else IN_PARTS
+        _send_surely(sock, OUTCOME.pack(0, 0, NOT_READY, flags, 0, slot), packed)
         return False
     return True
 
@@ -146,9 +154,9 @@ class Worker:
             function = self._functions.get(blob)
             argument = parcel.unpack(content, at, in_parts)
         except (UnknownFunction, AttributeError, ImportError) as error:
-            return self._send(UNKNOWN, _packed_error(error))
+            return self._send(UNKNOWN, _surely_packed(error))
         except BaseException as error:
-            return self._send(RAISED, _packed_error(error))
+            return self._fail(error)
         try:
             result = _WAYS[kind](function, argument)
             if kind == STREAM and isgenerator(result):
@@ -196,7 +204,41 @@ class Worker:
 
     def _send(self, what: int, packed: parcel.Packed) -> None:
         flags = 0 if isinstance(packed, bytes) else IN_PARTS
-        parcel.send(self._socket, self._board.outcome_head(self._slot, what, flags), packed)
+        _send_surely(self._socket, self._board.outcome_head(self._slot, what, flags), packed)
+
+
+def _send_surely(sock: Socket, head: bytes, packed: parcel.Packed) -> None:
+    """Sends what takes little memory even if there is none just now; errors of what takes more: as ``parcel.send``."""
+    while True:
+        try:
+            return parcel.send(sock, head, packed)
+        except OutOfSharedMemory:
+            if not isinstance(packed, bytes):
+                raise
+            time.sleep(0.01)
+
+
+class _Failure(ExceptionWithTraceback):  # type: ignore[misc]
+    """An error with its traceback as text, which arrives even if it cannot be unpickled itself."""
+
+    def __init__(self, error: BaseException, packed: bytes) -> None:
+        super().__init__(error, error.__traceback__)
+        self._packed = packed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self._packed, self.tb)
+
+
+def _rebuilt(packed: bytes, trace: str) -> BaseException:
+    error: BaseException
+    try:
+        error = pickle.loads(packed)
+        if not isinstance(error, BaseException):
+            raise TypeError(f"it became {type(error).__name__}")
+    except BaseException as refusal:
+        error = pickle.UnpicklingError(f"what the task has raised cannot be unpickled: {refusal!r}")
+    error.__cause__ = RemoteTraceback(trace)
+    return error
 
 
 def _packed_error(error: BaseException) -> parcel.Packed:
@@ -204,14 +246,25 @@ def _packed_error(error: BaseException) -> parcel.Packed:
 
     :raises Exception: it cannot be pickled.
     """
+    packed = parcel.pack(error)
+    if isinstance(packed, bytes):
+        return parcel.pack(_Failure(error, packed))
     return parcel.pack(ExceptionWithTraceback(error, error.__traceback__))
+
+
+def _surely_packed(error: BaseException) -> parcel.Packed:
+    """The same, or at least what it says."""
+    try:
+        return _packed_error(error)
+    except BaseException:
+        return _packed_error(RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__))
 
 
 def _packed_refusal(error: BaseException, result: Any) -> parcel.Packed:
     """That the result cannot be pickled: why, and the same as ``multiprocessing.Pool`` tells it."""
     told = MaybeEncodingError(error, result)
     try:
-        return parcel.pack((ExceptionWithTraceback(error, error.__traceback__), told))
+        return parcel.pack((_Failure(error, pickle.dumps(error, 5)), told))
     except BaseException:
         return parcel.pack((pickle.PicklingError(f"{type(error).__name__}: {told.exc}"), told))
 
