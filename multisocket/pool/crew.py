@@ -216,6 +216,7 @@ class Crew:
         self._stillborn = 0
         self._is_starved = False
         self._starved_since: float | None = None
+        self._expected = 0
         self._missing: set[int] = set()
         self._failed_starts = 0
         self._start_again = 0.0
@@ -233,16 +234,17 @@ class Crew:
 
     # --- giving tasks ---
 
-    def add(self, task: Task | Source) -> None:
+    def add(self, task: Task | Source, *, is_expected: bool = False) -> None:
         """Has a task done, or all those of a source.
 
+        :param is_expected: it is one of those that :meth:`expect_more` has told of.
         :raises Closed: no more are taken.
         :raises InitializerFailed: workers cannot start.
         :raises NotSupported: another process has made this.
         """
         self._check_mine()
         with self._lock:
-            self._check_open()
+            self._check_open(is_expected)
             self._staff(1)
             self._backlog.append(task)
             # While outcomes come in they call for more, and then for all that has gathered: so short tasks go out in
@@ -250,6 +252,21 @@ class Crew:
             if not self._batches or self._is_due(task):
                 self._pump()
         self._tell()
+
+    def expect_more(self) -> None:
+        """Tasks will be added even after ``close``, until :meth:`expect_no_more`: once for each call."""
+        self._check_mine()
+        with self._lock:
+            self._check_open()
+            self._expected += 1
+
+    def expect_no_more(self) -> None:
+        """See :meth:`expect_more`."""
+        with self._lock:
+            self._expected -= 1
+            is_last = self._is_closing and not self._expected
+        if is_last:
+            self._wake()
 
     def add_many(self, tasks: list[Task]) -> None:
         """Has several done."""
@@ -265,10 +282,10 @@ class Crew:
         if self._pid != os.getpid():  # its lock may be held for ever here
             raise NotSupported("a pool is used by the process that made it: make another one here")
 
-    def _check_open(self) -> None:
+    def _check_open(self, is_expected: bool = False) -> None:
         if self._broken is not None:
             raise self._broken
-        if self._is_closing or self._is_terminating or self._over.is_set():
+        if (self._is_closing and not is_expected) or self._is_terminating or self._over.is_set():
             raise Closed("this pool is closed: make a new one")
 
     def _is_due(self, task: Task | Source) -> bool:
@@ -483,7 +500,7 @@ class Crew:
                 with self._lock:
                     self._rebalance()
                     self._pump()
-                    is_done = self._is_closing and not self._backlog and not self._batches
+                    is_done = not self._is_needed()
                 self._tell()
                 if is_done or self._broken is not None:
                     break
@@ -664,7 +681,7 @@ class Crew:
                     self._try_start(slot)
 
     def _is_needed(self) -> bool:
-        return not self._is_closing or bool(self._backlog or self._batches)
+        return not self._is_closing or bool(self._backlog or self._batches or self._expected)
 
     def _take_back(self, slot: int) -> tuple[Task | None, list[Task]]:
         """What the dead worker of a slot was doing, and what it had claimed but not begun. With the lock."""

@@ -41,12 +41,16 @@ class Function:
 
     :ivar blob: bytes that say which, the same for the same function.
     :ivar seconds: that a call takes, lately; None: not known.
+    :ivar original: what it was made of, if it is one of ``__main__``: by then its name may stand for another one.
     """
 
-    __slots__ = ("__weakref__", "blob", "is_by_value", "name", "seconds")
+    __slots__ = ("__weakref__", "blob", "is_by_value", "name", "original", "seconds")
 
-    def __init__(self, blob: bytes, name: str, *, is_by_value: bool = False) -> None:
+    def __init__(
+        self, blob: bytes, name: str, *, is_by_value: bool = False, original: Callable[..., Any] | None = None
+    ) -> None:
         self.name = name
+        self.original = original
         self.seconds: float | None = None
         self.is_by_value = is_by_value
         self.blob = blob if len(blob) <= _LONG else _STORED + self._store(blob)
@@ -79,7 +83,7 @@ class Functions:
 
     def __init__(self) -> None:
         # Named functions, as long as they live: for these alone it is certain that nothing in them changes.
-        self._named: weakref.WeakKeyDictionary[Any, tuple[Any, Function]] = weakref.WeakKeyDictionary()
+        self._named: weakref.WeakKeyDictionary[Any, tuple[Any, weakref.ref[Function]]] = weakref.WeakKeyDictionary()
         self._by_blob: OrderedDict[bytes, Function] = OrderedDict()
 
     def of(self, function: Callable[..., Any]) -> Function:
@@ -92,9 +96,11 @@ class Functions:
         code = getattr(function, "__code__", None)
         known = self._named.get(function)
         if known is not None and known[0] is code:
-            return known[1]
+            found = known[1]()
+            if found is not None:
+                return found
         found = self._remember(_named(function), function)
-        self._named[function] = code, found
+        self._named[function] = code, weakref.ref(found)
         return found
 
     def by_value(self, function: Function) -> Function:
@@ -102,7 +108,7 @@ class Functions:
 
         :raises ImportError: that needs cloudpickle.
         """
-        whole = parcel.pack_by_value(_loads(function.blob))
+        whole = parcel.pack_by_value(_loads(function.blob) if function.original is None else function.original)
         blob = whole if isinstance(whole, bytes) else bytes(whole[0])
         return self._remember(_BY_NAME + blob, function.name, is_by_value=True)
 
@@ -110,7 +116,8 @@ class Functions:
         known = self._by_blob.get(blob)
         if known is None:
             name = function if isinstance(function, str) else name_of(function)
-            known = self._by_blob[blob] = Function(blob, name, is_by_value=is_by_value)
+            original = function if blob[:1] == _OF_MAIN else None
+            known = self._by_blob[blob] = Function(blob, name, is_by_value=is_by_value, original=original)
             if len(self._by_blob) > _REMEMBERED:
                 self._by_blob.popitem(last=False)
         return known
@@ -158,8 +165,20 @@ def _in_one_piece(function: Any, packed: list[memoryview]) -> bytes:
 
 
 def _fingerprint(function: FunctionType) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
     # In version 2 the same code always gives the same bytes.
-    return hashlib.blake2b(marshal.dumps(function.__code__, 2), digest_size=_DIGEST).digest()
+    digest.update(marshal.dumps(function.__code__, 2))
+    for values in (function.__defaults__, function.__kwdefaults__):
+        if values:
+            digest.update(_fingerprint_of_values(values))
+    return digest.digest()
+
+
+def _fingerprint_of_values(values: Any) -> bytes:
+    try:
+        return marshal.dumps(values, 2)
+    except ValueError:  # of types that may look different in each process
+        return b""
 
 
 # --- in workers ---

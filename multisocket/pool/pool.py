@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -191,9 +190,7 @@ class Pool:
         kind, items = as_items(iterable, chunksize)
         iterator = kind_of(self._crew, _AHEAD * self._crew.processes, chunksize > 1)
         function = self._crew.functions.of(func)
-        threading.Thread(
-            target=iterator._feed, args=(function, items, kind), name="multisocket-feeder", daemon=True
-        ).start()
+        iterator._start(function, items, kind)
         return iterator
 
     # --- the end ---

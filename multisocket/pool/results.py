@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import TimeoutError as PoolTimeoutError
@@ -14,7 +15,7 @@ from typing import Any
 from . import parcel
 from .crew import BATCH_SECONDS, Crew
 from .errors import Terminated
-from .forms import DONE, IN_PARTS, MAP, ONE, OUTCOME
+from .forms import DONE, IN_PARTS, MAP, ONE, OUTCOME, UNSENDABLE
 from .functions import Function
 from .tasks import Payload, Source, Task, Valued
 
@@ -213,15 +214,12 @@ class Map(Source):
 
     def next_task(self) -> Task | None:
         """See :class:`Source`."""
-        while self._at < len(self._items):
+        if self._at < len(self._items):
             start = self._at
             chunk = self._items[start : start + self._next_size()]
             self._at += len(chunk)
             self._given += 1
-            try:
-                return _Chunk(chunk, start, self)
-            except Exception as error:  # cannot be pickled
-                self.fail(error)
+            return _Chunk(chunk, start, self)
         return None
 
     def _next_size(self) -> int:
@@ -264,21 +262,22 @@ class _Item(PoolTask):
 
     def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
         """See :class:`Task`. The object is made by who wants it, in its own thread."""
-        self._iterator._put(self._number, (what, flags, content, self))
+        self._iterator._put(self._number, (what, flags, content))
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Task`."""
         self._iterator._put(self._number, error)
 
-    def value(self, what: int, flags: int, content: parcel.Content) -> Any:
-        """The object that has come.
 
-        :raises BaseException: what the task has raised.
-        """
-        value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
-        if what == DONE:
-            return value
-        raise self.refusal(*value) if isinstance(value, tuple) else value
+def _value_of(what: int, flags: int, content: parcel.Content) -> Any:
+    """The object that has come.
+
+    :raises BaseException: what the task has raised.
+    """
+    value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
+    if what == DONE:
+        return value
+    raise value[1] if what == UNSENDABLE else value  # a pair, see forms.py
 
 
 class IMapIterator:
@@ -294,43 +293,24 @@ class IMapIterator:
         self._ready: deque[Any] = deque()
         self._came = threading.Condition(threading.Lock())
         self._room = threading.Semaphore(ahead)
-        self._given = 0
         self._taken = 0
         self._length: int | None = None
         self._unpacked: deque[Any] = deque()
-        self._is_bounded = True
 
-    # --- for the thread that reads the items ---
+    def _start(self, function: Function, items: Iterator[Any], kind: int) -> None:
+        """Begins to read the items."""
+        feeder = _Feeder(self, function, items, kind)
+        self._crew.expect_more()
+        threading.Thread(target=feeder.run, name="multisocket-feeder", daemon=True).start()
 
-    def _feed(self, function: Function, items: Iterator[Any], kind: int) -> None:
-        error: BaseException | None = None
-        try:
-            for item in items:
-                if not self._await_room():
-                    break
-                self._crew.add(_Item(function, kind, parcel.pack(item), self._given, self))
-                self._given += 1
-        except BaseException as raised:
-            error = raised
+    def _end(self, given: int, error: BaseException | None) -> None:
+        """So many tasks were given; reading the next item has raised this."""
         if error is not None:
-            self._given += 1
-            self._put(self._given - 1, error)
+            self._put(given, error)
+            given += 1
         with self._came:
-            self._length = self._given
+            self._length = given
             self._came.notify_all()
-        self._crew.hurry()
-
-    def _await_room(self) -> bool:
-        """False: nobody wants more."""
-        if self._room.acquire(blocking=False):
-            return True
-        self._crew.hurry()
-        while self._is_bounded and not self._room.acquire(timeout=0.1):
-            if self._crew.is_over:
-                raise Terminated("the pool has ended")
-            if self._crew.is_closing:  # nobody may be there to take results, but all are to be done
-                self._is_bounded = False
-        return True
 
     # --- for the crew's thread ---
 
@@ -357,8 +337,7 @@ class IMapIterator:
         self._room.release()
         if isinstance(came, BaseException):
             raise came
-        what, flags, content, item = came
-        value = item.value(what, flags, content)
+        value = _value_of(*came)
         if not self._chunks:
             return value
         self._unpacked.extend(value)
@@ -389,6 +368,67 @@ class IMapIterator:
 
     def _has_next(self) -> bool:
         return bool(self._ready)
+
+
+class _Feeder:
+    """Reads the items of an imap, in a thread of its own; until nobody has the iterator any more."""
+
+    def __init__(self, iterator: IMapIterator, function: Function, items: Iterator[Any], kind: int) -> None:
+        self._iterator = weakref.ref(iterator)
+        self._crew = iterator._crew
+        self._room = iterator._room
+        self._function = function
+        self._items = items
+        self._kind = kind
+        self._given = 0
+        self._is_bounded = True
+
+    def run(self) -> None:
+        """The thread."""
+        try:
+            self._read()
+        finally:
+            self._crew.expect_no_more()
+
+    def _read(self) -> None:
+        error: BaseException | None = None
+        try:
+            for item in self._items:
+                if not self._await_room() or not self._give(item):
+                    return
+        except BaseException as raised:
+            error = raised
+        iterator = self._iterator()
+        if iterator is not None:
+            iterator._end(self._given, error)
+        self._crew.hurry()
+
+    def _give(self, item: Any) -> bool:
+        iterator = self._iterator()
+        if iterator is None:
+            return False
+        try:
+            packed = parcel.pack(item)
+        except Exception as error:  # it cannot be pickled: only this one fails
+            iterator._put(self._given, error)
+        else:
+            self._crew.add(_Item(self._function, self._kind, packed, self._given, iterator), is_expected=True)
+        self._given += 1
+        return True
+
+    def _await_room(self) -> bool:
+        """False: nobody wants more."""
+        if self._room.acquire(blocking=False):
+            return True
+        self._crew.hurry()
+        while self._is_bounded and not self._room.acquire(timeout=0.1):
+            if self._iterator() is None:
+                return False
+            if self._crew.is_over:
+                raise Terminated("the pool has ended")
+            if self._crew.is_closing:  # nobody may be there to take results, but all are to be done
+                self._is_bounded = False
+        return True
 
 
 class IMapUnorderedIterator(IMapIterator):
