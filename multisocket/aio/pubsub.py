@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import protocol as blocking
 from ..errors import Closed, Timeout
+from ..protocol.looks import end_of, looks
 from ..protocol.pubsub import BLOCK, DROP_NEWEST, LOOK_TIME, Publication, Subscriber
 from ..shm import UNSET, Unset
 from .protocol import Protocol
@@ -89,14 +90,11 @@ class Sub(Protocol):
 
     async def recv(self, timeout: float | Unset | None = UNSET) -> Publication:
         """See :meth:`multisocket.protocol.Sub.recv`."""
-        if timeout is UNSET:
-            timeout = self._sub.socket._options["recv_timeout"]
-        end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
-        while True:
-            left = timeout if end is None else max(0.0, end - time.monotonic())
+        for left in looks(self._sub.socket, end_of(self._sub.socket, timeout)):
             publication = self._sub._reader.split(await self.socket.recv(left))
             if publication is not None:
                 return publication
+        raise Timeout("no publication that is wanted came in time")
 
     async def recv_many(self, max_messages: int, timeout: float | Unset | None = UNSET) -> list[Publication]:
         """See :meth:`multisocket.protocol.Sub.recv_many`."""

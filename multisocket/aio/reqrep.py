@@ -12,6 +12,7 @@ from .. import protocol as blocking
 from ..errors import BadOption, BrokenPath, Closed, Error, Timeout
 from ..message import Message
 from ..protocol.answers import content_of, joined
+from ..protocol.looks import end_of, looks
 from ..protocol.reqrep import NO_REPLY, TIMEOUT, failure_of, request_of
 from ..shm import UNSET, Unset
 from .answers import Answers, Asker
@@ -133,10 +134,11 @@ class Rep(Protocol):
 
     async def recv(self, timeout: float | Unset | None = UNSET) -> Request:
         """The next request. See :meth:`multisocket.Socket.recv`."""
-        while True:
-            request = request_of(self.socket.socket, await self.socket.recv_msg(timeout))
+        for left in looks(self.socket.socket, end_of(self.socket.socket, timeout)):
+            request = request_of(self.socket.socket, await self.socket.recv_msg(left))
             if request is not None:
                 return Request(request, self.socket)
+        raise Timeout("no request came in time, but other messages did")
 
     async def __aiter__(self) -> AsyncIterator[Request]:
         while True:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from ..errors import Closed, Error, NotSupported, RemoteError, Timeout
 from ..message import CONTROL, TO_DESTINATION, Message
 from ..socket import Socket
+from .looks import looks
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -150,10 +151,14 @@ class Answers:
 
     def _receive_for(self, waiter: Waiter, end: float | None) -> None:
         try:
-            while not waiter.is_done:
-                self._give(self._socket.recv_msg(_left(end)))
+            for left in looks(self._socket, end):
+                if waiter.is_done:
+                    return
+                self._give(self._socket.recv_msg(left))
         except Timeout:
             raise _late() from None
+        if not waiter.is_done:
+            raise _late()
 
     def _follow(self, waiter: Waiter, end: float | None) -> None:
         waiter.wake = threading.Lock()

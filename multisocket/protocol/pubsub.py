@@ -23,6 +23,7 @@ from ..connector import Pipe
 from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, OutOfSharedMemory, Timeout
 from ..message import CONTROL, TO_ALL, Message
 from ..shm import UNSET, TopicReader, TopicWriter, Unset
+from .looks import end_of, looks
 from .protocol import LocalProtocol, Protocol
 
 if TYPE_CHECKING:
@@ -381,14 +382,11 @@ class Sub(Protocol):
 
     def recv_many(self, max_messages: int, timeout: float | Unset | None = UNSET) -> list[Publication]:
         """Up to so many. See :meth:`multisocket.Socket.recv_many`."""
-        if timeout is UNSET:  # else it would begin again with each that is not wanted
-            timeout = self.socket._options["recv_timeout"]
-        end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
-        while True:
-            left = timeout if end is None else max(0.0, end - time.monotonic())
+        for left in looks(self.socket, end_of(self.socket, timeout)):
             publications = self._reader.recv_many(max_messages, left)
             if publications:
                 return publications
+        raise Timeout("no publication that is wanted came in time")
 
     def __iter__(self) -> Iterator[Publication]:
         """Publications as they come, until it is closed."""

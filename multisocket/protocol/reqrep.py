@@ -16,11 +16,12 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error
+from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, Timeout
 from ..message import CONTROL, TO_DESTINATION, Message
 from ..shm import UNSET, Unset
 from ..socket import Socket
 from .answers import HEAD_SIZE, Answers, Waiter, content_of, joined, wake
+from .looks import end_of, looks
 from .protocol import LocalProtocol, Protocol
 from .resend import Resender
 
@@ -273,12 +274,11 @@ class Rep(Protocol):
 
     def recv(self, timeout: float | Unset | None = UNSET) -> Request:
         """The next request. See :meth:`multisocket.Socket.recv`."""
-        end = time.monotonic() + timeout if isinstance(timeout, (int, float)) else None
-        while True:
-            msg = self.socket.recv_msg(timeout if end is None else max(0.0, end - time.monotonic()))
-            request = request_of(self.socket, msg)
+        for left in looks(self.socket, end_of(self.socket, timeout)):
+            request = request_of(self.socket, self.socket.recv_msg(left))
             if request is not None:
                 return request
+        raise Timeout("no request came in time, but other messages did")
 
     def __iter__(self) -> Iterator[Request]:
         while True:

@@ -61,6 +61,8 @@ class Surveyor(LocalProtocol):
                 except Timeout:
                     return
                 yield from survey.take()
+                if time.monotonic() >= end:
+                    return
         finally:
             self._answers.forget(head)
 
