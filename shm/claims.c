@@ -79,11 +79,14 @@ int claims_settle(claims *c, ring *r)
 void claims_take(claims *c, uint32_t slot, ring_reader *reader, const record *rec, uint32_t number, uint32_t tasks)
 {
     claim *mine = &c->claims[slot];
+    if (tasks > CLAIMS_TASKS)
+        tasks = CLAIMS_TASKS;
     settle(c, reader->r);
     ring_pop(reader, rec);
     atomic_store_explicit(&c->header->taking, slot + 1, memory_order_release);
     CRASH_POINT("claim: noted as taking, but not what");
-    atomic_store_explicit(&mine->span, span(number, 0, tasks), memory_order_relaxed);
+    /* Release: whoever sees this batch's span sees too that the claim on the one before is given up. */
+    atomic_store_explicit(&mine->span, span(number, 0, tasks), memory_order_release);
     atomic_store_explicit(&mine->began, 0, memory_order_relaxed);
     atomic_store_explicit(&mine->count, ring_will_be_taken(reader), memory_order_relaxed);
     atomic_store_explicit(&mine->state, CLAIM_TAKING, memory_order_release);
@@ -102,10 +105,13 @@ static void end_task(claim *mine, int64_t now)
     int64_t began = atomic_load_explicit(&mine->began, memory_order_relaxed);
     if (!began)
         return;
-    int64_t busy = atomic_load_explicit(&mine->busy, memory_order_relaxed);
+    uint64_t busy = (uint64_t)atomic_load_explicit(&mine->busy, memory_order_relaxed);
     uint64_t done = atomic_load_explicit(&mine->done, memory_order_relaxed);
-    atomic_store_explicit(&mine->busy, busy + now - began, memory_order_relaxed);
+    /* Unsigned: garbage may stand there, and must not be able to overflow. */
+    busy += (uint64_t)now - (uint64_t)began;
+    atomic_store_explicit(&mine->busy, (int64_t)busy, memory_order_relaxed);
     atomic_store_explicit(&mine->done, done + 1, memory_order_relaxed);
+    CRASH_POINT("begin: the last one is counted, but not over");
     atomic_store_explicit(&mine->began, 0, memory_order_release);
 }
 
@@ -114,24 +120,26 @@ int claims_begin(claims *c, uint32_t slot)
     claim *mine = &c->claims[slot];
     int64_t now = platform_now();
     end_task(mine, now);
+    CRASH_POINT("begin: none runs");
     uint64_t seen = atomic_load_explicit(&mine->span, memory_order_acquire);
     do {
         if (next_of(seen) >= end_of(seen)) {
             atomic_store_explicit(&mine->state, CLAIM_FREE, memory_order_release);
             return CLAIM_NO_MORE;
         }
+        /* With the fence in claims_condemn: either we see `stop`, or the boss sees that another one has its turn. */
     } while (!atomic_compare_exchange_weak_explicit(&mine->span, &seen,
                                                     span(number_of(seen), next_of(seen) + 1, end_of(seen)),
-                                                    memory_order_acq_rel, memory_order_acquire));
+                                                    memory_order_seq_cst, memory_order_acquire));
     CRASH_POINT("begin: its turn, but not begun");
     atomic_store_explicit(&mine->sent, 0, memory_order_relaxed);
     atomic_store_explicit(&mine->allowed, 0, memory_order_relaxed);
-    /* With the fence in claims_condemn: either we see `stop`, or the boss sees that another task runs. */
-    atomic_store_explicit(&mine->began, now, memory_order_seq_cst);
+    atomic_store_explicit(&mine->began, now, memory_order_release);
     if (atomic_load_explicit(&mine->stop, memory_order_seq_cst)) {
         atomic_store_explicit(&mine->began, 0, memory_order_release);
         return CLAIM_STOPPED;
     }
+    CRASH_POINT("begin: noted as running");
     return (int)next_of(seen);
 }
 
@@ -151,25 +159,34 @@ void claims_allow(claims *c, uint32_t slot, uint32_t parts)
 void claims_clear(claims *c, uint32_t slot)
 {
     claim *its = &c->claims[slot];
-    uint64_t done = atomic_load_explicit(&its->done, memory_order_relaxed);
-    int64_t busy = atomic_load_explicit(&its->busy, memory_order_relaxed);
-    memset(its, 0, sizeof *its);
-    atomic_store_explicit(&its->done, done, memory_order_relaxed); /* counters are those of the slot */
-    atomic_store_explicit(&its->busy, busy, memory_order_release);
+    /* Not `done` and `busy`: counters are those of the slot. */
+    atomic_store_explicit(&its->state, CLAIM_FREE, memory_order_relaxed);
+    atomic_store_explicit(&its->count, 0, memory_order_relaxed);
+    atomic_store_explicit(&its->began, 0, memory_order_relaxed);
+    atomic_store_explicit(&its->ready, 0, memory_order_relaxed);
+    atomic_store_explicit(&its->stop, 0, memory_order_relaxed);
+    atomic_store_explicit(&its->sent, 0, memory_order_relaxed);
+    atomic_store_explicit(&its->allowed, 0, memory_order_relaxed);
+    atomic_store_explicit(&its->span, 0, memory_order_release);
 }
 
+/* All of one instant: the span never comes back to what it was, so nothing happened between two looks at the same one.
+ * (A batch's number is used once. Else the boss could see the last batch's end, and the running task of the next.) */
 claim_view claims_view(const claims *c, uint32_t slot)
 {
     const claim *its = &c->claims[slot];
-    claim_view view = {0};
-    if (atomic_load_explicit(&its->state, memory_order_acquire) != CLAIM_TAKEN)
-        return view;
-    uint64_t seen = atomic_load_explicit(&its->span, memory_order_acquire);
-    view.number = number_of(seen);
-    view.next = next_of(seen);
-    view.end = end_of(seen);
-    view.began = atomic_load_explicit(&its->began, memory_order_acquire);
-    return view;
+    uint64_t seen, again = atomic_load_explicit(&its->span, memory_order_acquire);
+    uint32_t state;
+    int64_t began;
+    do {
+        seen = again;
+        state = atomic_load_explicit(&its->state, memory_order_acquire);
+        began = atomic_load_explicit(&its->began, memory_order_acquire);
+        again = atomic_load_explicit(&its->span, memory_order_acquire);
+    } while (again != seen);
+    if (state != CLAIM_TAKEN)
+        return (claim_view){0};
+    return (claim_view){.number = number_of(seen), .next = next_of(seen), .end = end_of(seen), .began = began};
 }
 
 bool claims_recall(claims *c, uint32_t slot, uint32_t number, uint32_t *from, uint32_t *to)

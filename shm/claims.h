@@ -22,7 +22,8 @@
  *   sent, allowed   the worker's, the boss's: parts of the running task's outcome, see claims_may_send (so a
  *                   part that belongs to an earlier task of the slot may be counted for this one: it only limits memory)
  *
- * So when a worker is dead, its claim tells exactly which task it ran, and which it had not begun. */
+ * So when a worker is dead, its claim tells exactly which task it ran, and which it had not begun. Where none runs
+ * (began is 0) the task before `next` is either done, or was about to begin: whether its result came tells. */
 #ifndef MULTISOCKET_CLAIMS_H
 #define MULTISOCKET_CLAIMS_H
 
@@ -95,18 +96,19 @@ void claims_clear(claims *c, uint32_t slot);
 
 typedef struct {
     uint32_t number; /* 0: it has no batch */
-    uint32_t next; /* first task that it has not begun */
+    uint32_t next; /* behind the last task whose turn it was; when none runs, that may not have begun */
     uint32_t end; /* behind the last task that is its */
     int64_t began; /* of task next - 1, when that runs; otherwise 0 */
 } claim_view;
 
-/* What a worker has, as it is now. Of one that is dead it is exact after claims_settle. */
+/* What a worker has, at one instant. Of one that is dead it is exact after claims_settle. */
 claim_view claims_view(const claims *c, uint32_t slot);
 /* Decides what somebody killed in the middle left open. Takes the ring's consumers' lock. RING_OK, RING_CLOSED. */
 int claims_settle(claims *c, ring *r);
 /* Takes back the tasks of this batch that have not begun: from `*from` up to the result. False: there are none. */
 bool claims_recall(claims *c, uint32_t slot, uint32_t number, uint32_t *from, uint32_t *to);
-/* Lets the worker begin no other task. True: it still runs this one. False: it does not, and may go on. */
+/* Lets the worker begin no other task. True: it still runs this one. False: it does not, and may go on, but it may have
+ * seen that it shall not. */
 bool claims_condemn(claims *c, uint32_t slot, uint32_t number, uint32_t index);
 
 #endif

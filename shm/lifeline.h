@@ -5,7 +5,7 @@
 #define MULTISOCKET_LIFELINE_H
 
 /* fd: of a file that the other process keeps locked while it lives (platform_is_locked). When the lock is gone, this
- * process has LIFELINE_GRACE_NS to end by itself. 0 or an errno. Not inherited by fork. */
+ * process has LIFELINE_GRACE_NS to end by itself. 0 or an errno. Not inherited by fork; over once fd is closed. */
 int lifeline_start(int fd);
 
 #define LIFELINE_PERIOD_NS 150000000
