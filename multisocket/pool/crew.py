@@ -589,6 +589,25 @@ class Crew:
         """Parts of an outcome have been passed on: the worker may send as many more."""
         self._board.allow(slot, parts)
 
+    def running(self, slot: int) -> Task | None:
+        """What a worker does now; None: nothing, or it is already done."""
+        with self._lock:
+            number, following, _, began = self._board.view(slot)
+            batch = self._batches.get(number)
+            return batch.tasks[following - 1] if batch is not None and following and began else None
+
+    def kill(self, slot: int, task: Task) -> bool:
+        """Kills a worker, if this is what it does: that fails (``WorkerDied``), and another takes its place."""
+        with self._lock:
+            hand = self._hands.get(slot)
+            number, following, _, _ = self._board.view(slot)
+            if hand is None or self.running(slot) is not task:
+                return False
+            if not self._board.condemn(slot, number, following - 1):
+                return False
+            hand.process.kill()
+            return True
+
     # --- those who hold up others ---
 
     def _rebalance(self) -> None:

@@ -7,6 +7,10 @@ is, large ones without a copy.
 Room is what bounds memory: a lane takes an item only while it holds few, wherever they are: waiting, with a worker,
 waiting for an earlier one, or for room in the next lane. Whoever makes room pulls from the lane before. All lanes of a
 run share one lock.
+
+A generator's worker waits when it is too far ahead. In an ordered lane, where an item may wait again (its worker died,
+it is tried again), all workers might wait so, for the turn of an item that none of them has. Then the last one is
+killed, and its item is done anew: see :meth:`Lane.unblock`.
 """
 
 from __future__ import annotations
@@ -18,19 +22,24 @@ from collections.abc import Callable
 from typing import Any, Protocol, Union
 
 from . import parcel
-from .errors import InitializerFailed, Terminated
+from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .forms import DONE, ENDED, IN_PARTS, OUTCOME, PART, STREAM, UNSENDABLE
 from .functions import Function
 from .stage import RAISE, SKIP, Stage, StageError, StageStats
 from .tasks import Payload, Source, Task
+from .worker import PARTS_AHEAD
 
 log = logging.getLogger("multisocket")
 
 # Items that a lane holds: at least and at most so many for each worker.
-_LEAST = 4
+_LEAST = 8
 _MOST = 768
 # Bytes that they have together, unless they are so few that workers would be idle.
 _MOST_BYTES = 256 << 20
+
+
+# After these nothing more can be done.
+_FATAL = (InitializerFailed, Terminated)
 
 
 class Hands(Protocol):
@@ -51,6 +60,12 @@ class Hands(Protocol):
     def totals(self) -> tuple[int, float]:
         """Tasks that were done, and the seconds that they took."""
 
+    def running(self, slot: int) -> Task | None:
+        """What a worker does now, as far as that can be known."""
+
+    def kill(self, slot: int, task: Task) -> bool:
+        """Kills a worker, if this is what it does: that fails (``WorkerDied``), and another takes its place."""
+
     def terminate(self) -> None:
         """Ends all work."""
 
@@ -65,14 +80,24 @@ class End:
         self.error = error
 
 
+class _Ahead:
+    """Values that a worker's generators have given before their items' turn."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Part:
     """One of the values of a generator: its worker is told when it has gone on."""
 
-    __slots__ = ("payload", "slot")
+    __slots__ = ("ahead", "payload", "slot")
 
-    def __init__(self, payload: Payload, slot: int) -> None:
+    def __init__(self, payload: Payload, slot: int, ahead: _Ahead) -> None:
         self.payload = payload
         self.slot = slot
+        self.ahead = ahead
 
 
 Token = Union[bytes, "list[memoryview]", memoryview, StageError, End]
@@ -82,14 +107,19 @@ Token = Union[bytes, "list[memoryview]", memoryview, StageError, End]
 class _Item(Task):
     """An item with the workers of a lane."""
 
-    __slots__ = ("lane", "number", "parts", "skipped")
+    __slots__ = ("is_put_back", "lane", "number", "parts", "size", "skipped", "slot")
 
     def __init__(self, lane: Lane, number: int, payload: Payload) -> None:
         super().__init__(lane.function, STREAM, payload)
         self.lane = lane
         self.number = number
+        self.size = parcel.size_of(payload)
         self.parts = 0
         self.skipped = 0
+        self.slot = -1
+        """Of the worker that has given its values."""
+        self.is_put_back = False
+        """Its worker is killed so that an earlier item can be done."""
 
     def again(self) -> None:
         """See :class:`Task`."""
@@ -142,17 +172,24 @@ class Lane:
         self._inside = 0
         self._bytes = 0
         self._began = 0.0
+        self._is_moving = False
+        # What ends the run, if it came from before: first comes what came before it.
+        self._last: End | None = None
         # Of an ordered stage: what came before its turn, and which items are done.
         self._turn = 0
         self._early: defaultdict[int, list[Token | Part]] = defaultdict(list)
         self._ended: set[int] = set()
+        self._waiting = 0
+        self._ahead: defaultdict[int, _Ahead] = defaultdict(_Ahead)
 
     # --- in ---
 
     @property
     def has_room(self) -> bool:
         """Whether it takes another item now. With the lock, as all here."""
-        held = self._inside + len(self.ready)
+        if self._last is not None:
+            return False
+        held = self._inside + len(self.ready) + self._waiting
         workers = self.stage.workers
         if held < workers + 1:
             return True
@@ -166,20 +203,38 @@ class Lane:
 
     def put(self, token: Token) -> None:
         """Takes what came from the lane before, or from a source."""
+        number = self._enter()
+        if isinstance(token, End):
+            self._last = self._last or token
+            self._leave(number)
+            return
+        if isinstance(token, StageError):
+            self._give(number, token)
+            self._leave(number)
+            return
+        self._began = self._began or time.monotonic()
+        item = _Item(self, number, token)
+        self._bytes += item.size
+        try:
+            self.hands.add(item)
+        except Exception as error:
+            self._give(number, End(error))
+            self._end(item)
+
+    def put_refused(self, error: Exception) -> StageError | None:
+        """Instead of an item that cannot be given to workers; its error, if it is skipped."""
+        number = self._enter()
+        self.done += 1
+        self.failed += 1
+        skipped = self._settle(number, error, None)
+        self._leave(number)
+        return skipped
+
+    def _enter(self) -> int:
         number = self.received
         self.received += 1
         self._inside += 1
-        if isinstance(token, (StageError, End)):
-            self._give(number, token)
-            self._end(number, 0)
-            return
-        self._began = self._began or time.monotonic()
-        self._bytes += parcel.size_of(token)
-        try:
-            self.hands.add(_Item(self, number, token))
-        except Exception as error:
-            self._give(number, End(error))
-            self._end(number, parcel.size_of(token))
+        return number
 
     # --- what workers say ---
 
@@ -194,83 +249,149 @@ class Lane:
             if what == DONE:
                 self._give(item.number, payload)
             self.done += 1
-            self._end(item.number, parcel.size_of(item.payload))
+            self._end(item)
 
     def _heard_part(self, item: _Item, payload: Payload, slot: int) -> None:
+        item.slot = slot
         item.parts += 1
         if item.parts <= item.skipped:  # it had come before the item was tried again
             self.hands.read(slot)
             return
-        self._give(item.number, Part(payload, slot))
+        self._give(item.number, Part(payload, slot, self._ahead[slot]))
         self.move()
 
     def heard_failure(self, item: _Item, error: BaseException) -> None:
         """It has failed, this time."""
         with self._lock:
+            if isinstance(error, WorkerDied | TaskTimeout):
+                self._ahead.pop(item.slot, None)  # another worker has its place
             if self._tries_again(item, error):
                 return
             self.done += 1
             self.failed += 1
-            self._settle(item, error)
-            self._end(item.number, parcel.size_of(item.payload))
+            skipped = self._settle(item.number, error, self._kept_payload(item))
+            self._end(item)
+        log_skipped(skipped)
 
     def _tries_again(self, item: _Item, error: BaseException) -> bool:
-        if isinstance(error, (InitializerFailed, Terminated)) or item.tries >= self.stage.retries:
+        if isinstance(error, _FATAL):
             return False
-        item.tries += 1
-        item.again()
+        if item.is_put_back:
+            self._put_back(item)
+        elif item.tries < self.stage.retries:
+            item.tries += 1
+            item.again()
+        else:
+            return False
         try:
             self.hands.add(item)
         except Exception:
             return False
         return True
 
-    def _settle(self, item: _Item, error: BaseException) -> None:
-        """What is made of an item that has failed."""
-        if self.stage.on_error == RAISE or isinstance(error, (InitializerFailed, Terminated)):
-            self._give(item.number, End(error))
-            return
+    def _kept_payload(self, item: _Item) -> Payload | None:
         # Its worker may have written to what was not kept.
-        is_unchanged = not isinstance(item.payload, memoryview) or self.stage.retries > 0
-        failure = StageError(self.stage.label, error, item.payload if is_unchanged else None)
+        is_changed = isinstance(item.payload, memoryview) and self.stage.retries == 0
+        return None if is_changed else item.payload
+
+    def _settle(self, number: int, error: BaseException, payload: Payload | None) -> StageError | None:
+        """What is made of an item that has failed; its error, if it is skipped."""
+        if self.stage.on_error == RAISE or isinstance(error, _FATAL):
+            self._give(number, End(error))
+            return None
+        failure = StageError(self.stage.label, error, payload)
         if self.stage.on_error == SKIP:
             self._report(failure)
-        else:
-            self._give(item.number, failure)
+            return failure
+        self._give(number, failure)
+        return None
+
+    # --- all wait for an item that nobody does ---
+
+    @property
+    def may_be_stuck(self) -> bool:
+        """All workers wait for items whose turn comes before theirs."""
+        return sum(ahead.count >= PARTS_AHEAD for ahead in self._ahead.values()) >= self.stage.workers
+
+    def unblock(self) -> None:
+        """If so, and if none of them has the item whose turn it is, the one with the last item is to begin anew."""
+        waiting = [slot for slot, ahead in self._ahead.items() if ahead.count >= PARTS_AHEAD]
+        found = [(task, slot) for slot in waiting if isinstance(task := self.hands.running(slot), _Item)]
+        if len(found) < self.stage.workers or any(task.number == self._turn or task.is_put_back for task, _ in found):
+            return
+        task, slot = max(found, key=lambda pair: pair[0].number)
+        if self.hands.kill(slot, task):
+            task.slot = slot
+            task.is_put_back = True
+
+    def _put_back(self, item: _Item) -> None:
+        """As if it had never begun: none of its values has left."""
+        item.is_put_back = False
+        item.parts = item.skipped = 0
+        for token in self._early.pop(item.number, ()):
+            self._bytes -= _size_of(token)
+            self._waiting -= 1
 
     # --- out ---
 
     def _give(self, number: int, token: Token | Part) -> None:
-        if self.stage.ordered and number != self._turn:
-            self._early[number].append(token)
-        else:
+        self._bytes += _size_of(token)
+        if not self.stage.ordered or number == self._turn:
             self.ready.append(token)
+            return
+        self._early[number].append(token)
+        self._waiting += 1
+        if isinstance(token, Part):
+            token.ahead.count += 1
 
-    def _end(self, number: int, size: int) -> None:
+    def _end(self, item: _Item) -> None:
         """Nothing more comes of this item."""
+        self._bytes -= item.size
+        self._leave(item.number)
+
+    def _leave(self, number: int) -> None:
         self._inside -= 1
-        self._bytes -= size
         if self.stage.ordered:
             self._ended.add(number)
             while self._turn in self._ended:
                 self._ended.discard(self._turn)
                 self._turn += 1
-                self.ready.extend(self._early.pop(self._turn, ()))
+                self._release(self._early.pop(self._turn, []))
+        self._end_run_in_turn()
         self.move()
+
+    def _release(self, tokens: list[Token | Part]) -> None:
+        self.ready.extend(tokens)
+        self._waiting -= len(tokens)
+        for token in tokens:
+            if isinstance(token, Part):
+                token.ahead.count -= 1
+
+    def _end_run_in_turn(self) -> None:
+        """What ends the run leaves when all that had come before it has left; after it nothing comes."""
+        if self._last is not None and not self._inside:
+            self.ready.append(self._last)
 
     def move(self) -> None:
         """Passes on what the next lane has room for; then this one may have room."""
         after = self.after
         if after is None:
             self._changed()
+        elif self._is_moving:  # further up in this thread: it goes on with that
+            return
         else:
-            while self.ready and after.has_room:
-                after.put(self.take())
+            self._is_moving = True
+            try:
+                while self.ready and after.has_room:
+                    after.put(self.take())
+            finally:
+                self._is_moving = False
         self._pull()
 
     def take(self) -> Token:
         """What leaves next."""
         token = self.ready.popleft()
+        self._bytes -= _size_of(token)
         if not isinstance(token, Part):
             return token
         self.hands.read(token.slot)
@@ -289,6 +410,13 @@ class Lane:
         elif self.before.ready and self.has_room:
             self.before.move()
 
+    def clear(self) -> None:
+        """The run is over: nobody wants what is left."""
+        self.ready.clear()
+        self._early.clear()
+        self._ended.clear()
+        self._waiting = 0
+
     # --- counters ---
 
     def stats(self, now: float) -> StageStats:
@@ -303,10 +431,22 @@ class Lane:
             failed=self.failed,
             retried=self.retried,
             queued=self._inside,
-            ready=len(self.ready),
+            ready=len(self.ready) + self._waiting,
             rate=self.done / seconds if seconds else 0.0,
             busy=min(1.0, busy / (seconds * self.stage.workers)) if seconds else 0.0,
         )
+
+
+def log_skipped(failure: StageError | None) -> None:
+    """Without the lock: what logs do is not known here."""
+    if failure is not None:
+        log.warning("%s; the item is left out", failure)
+
+
+def _size_of(token: Token | Part) -> int:
+    if isinstance(token, (StageError, End)):
+        return 0
+    return parcel.size_of(token.payload if isinstance(token, Part) else token)
 
 
 def _payload_of(flags: int, content: parcel.Content) -> Payload:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import _thread
 import multiprocessing
+import os
 import threading
 import time
 import weakref
@@ -14,21 +15,24 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
 
-from ..errors import BadOption
+from ..errors import BadOption, Closed
 from . import parcel
 from .borrowed import Borrowed
 from .crew import Crew
 from .functions import Function
-from .lane import End, Hands, Lane, Token
+from .lane import End, Hands, Lane, Token, log_skipped
 from .progress import Display, display
 from .stage import Stage, StageError, StageStats
 
-log = logging.getLogger("multisocket")
-
-# Errors of skipped items that are kept.
+# Errors of skipped items that are kept, and bytes of these items.
 _KEPT_ERRORS = 1000
+_KEPT_BYTES = 64 << 20
 # Seconds between two looks of the display.
 _REFRESH = 0.2
+# Seconds after which somebody who waits looks whether all wait.
+_STUCK = 0.05
+# Seconds that a display has for its last words.
+_LAST_WORDS = 5.0
 
 
 class Pipeline:
@@ -54,11 +58,13 @@ class Pipeline:
         """Starts workers and sends items through; gives results as they come.
 
         Items are read, each source in a thread of its own, only as fast as results are taken: sources may be endless.
-        Several sources are mixed as they come.
+        Several sources are mixed as they come. Large buffers of an item (arrays) are not copied before a worker gets
+        them, so a source must not write to them afterwards. An item that cannot be pickled fails in the first stage.
 
         :param sources: iterables of items.
         :param executor: does the work, in place of worker processes of this machine: any
-            ``concurrent.futures.Executor``, for example ``dask.distributed.Client.get_executor()``.
+            ``concurrent.futures.Executor``, for example ``dask.distributed.Client.get_executor()``. There, all values
+            that a generator gives for an item come at once, and ``task_timeout`` means nothing.
         :param progress: shows how stages are doing, by ``rich`` or ``tqdm``, if one is installed.
         :raises Exception: (while iterating) what a source or a stage has raised.
         """
@@ -81,17 +87,26 @@ class Run:
         progress: bool | Display,
     ) -> None:
         self._flow = _Flow(stages, sources, context, executor)
-        self._finalizer = weakref.finalize(self, self._flow.stop)
-        total = _length(sources)
-        self._flow.start()
-        if progress:
-            _show(self._flow, display(total) if progress is True else progress)
+        # The garbage collector may call this in any thread, with whichever locks that holds.
+        self._finalizer = weakref.finalize(self, _stop_elsewhere, self._flow)
+        self._finalizer.atexit = False  # crews end themselves then
+        try:
+            self._flow.start()
+            if progress:
+                self._flow.show(display(_length(sources)) if progress is True else progress)
+        except BaseException:
+            self.close()
+            raise
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        token = self._flow.take()
+        try:
+            token = self._flow.take()
+        except BaseException:  # Ctrl-C may have come in the middle of passing on something
+            self.close()
+            raise
         if token is None:
             self.close()
             raise StopIteration
@@ -111,7 +126,8 @@ class Run:
 
     def close(self) -> None:
         """Ends the workers, whatever they do. Twice is no error."""
-        self._finalizer()
+        if self._finalizer.detach() is not None:
+            self._flow.stop()
 
     def __enter__(self) -> Run:
         return self
@@ -137,6 +153,11 @@ class _Flow:
         self.is_over = False
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._pid = os.getpid()
+        self._over = threading.Event()
+        self._display: threading.Thread | None = None
+        self._kept: deque[StageError] = deque()
+        self._kept_bytes = 0
         self._sources = sources
         self._reading = len(sources)
         self._last_stats: list[StageStats] = []
@@ -170,7 +191,7 @@ class _Flow:
         error: BaseException | None = None
         try:
             for item in source:
-                if not self._put(parcel.pack(item)):
+                if not self._put(item):
                     return
         except BaseException as raised:
             error = raised
@@ -182,9 +203,11 @@ class _Flow:
         if not self.is_over:
             self._lanes[0].hands.hurry()
 
-    def _put(self, token: Token) -> bool:
+    def _put(self, item: Any) -> bool:
         """False: nobody wants more."""
         first = self._lanes[0]
+        packed = _packed(item)
+        skipped: StageError | None = None
         with self._lock:
             if not first.has_room:
                 first.hands.hurry()
@@ -192,13 +215,18 @@ class _Flow:
                 self._changed.wait()
             if self.is_over:
                 return False
-            first.put(token)
-            return True
+            if isinstance(packed, Exception):
+                skipped = first.put_refused(packed)
+            else:
+                first.put(packed)
+        log_skipped(skipped)
+        return True
 
     # --- results ---
 
     def take(self) -> Token | None:
         """What comes next. None: there is no more."""
+        self._check_process()
         last = self._lanes[-1]
         with self._lock:
             while not self.is_over:
@@ -207,31 +235,90 @@ class _Flow:
                     return last.take_last()
                 if not self._reading and all(lane.is_empty for lane in self._lanes):
                     return None
-                self._changed.wait()
+                if self._changed.wait(self._patience()):
+                    continue
+                for lane in self._lanes:
+                    if lane.may_be_stuck:
+                        lane.unblock()
         return None
 
+    def _patience(self) -> float | None:
+        return _STUCK if any(lane.may_be_stuck for lane in self._lanes) else None
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it was started in this process."""
+        return os.getpid() == self._pid
+
+    def _check_process(self) -> None:
+        if not self.is_mine:
+            raise Closed("this run belongs to the process that has started it")
+
     def _report(self, failure: StageError) -> None:
+        """Keeps it; its item only as long as these are not too many bytes."""
         self.errors.append(failure)
-        log.warning("%s; the item is left out", failure)
+        self._kept_bytes += failure.keep()
+        self._kept.append(failure)
+        while self._kept_bytes > _KEPT_BYTES or len(self._kept) > _KEPT_ERRORS:
+            self._kept_bytes -= self._kept.popleft().forget()
 
     def stats(self) -> list[StageStats]:
         """Of each stage."""
+        if not self.is_mine:
+            return self._last_stats
         with self._lock:
             if not self.is_over:
                 self._last_stats = [lane.stats(time.monotonic()) for lane in self._lanes]
             return self._last_stats
 
+    # --- the display ---
+
+    def show(self, shown: Display) -> None:
+        """Shows how it is doing, until it is over."""
+        self._display = threading.Thread(target=self._show, args=(shown,), name="multisocket-progress", daemon=True)
+        self._display.start()
+
+    def _show(self, shown: Display) -> None:
+        with shown:
+            while not self._over.wait(_REFRESH):
+                shown.update(self.count, self.stats())
+            shown.update(self.count, self.stats())
+
+    # --- the end ---
+
     def stop(self) -> None:
-        """Ends all."""
+        """Ends all. In a child that was forked it does nothing: there its threads and locks are not alive."""
+        if not self.is_mine:
+            return
         self.stats()
         with self._lock:
             self.is_over = True
             self._changed.notify_all()
+        self._over.set()
         for lane in self._lanes:
             lane.hands.terminate()
         for lane in self._lanes:
             lane.hands.join()
-            lane.ready.clear()
+        with self._lock:
+            for lane in self._lanes:
+                lane.clear()
+        self._sources = ()
+        if self._display is not None and self._display is not threading.current_thread():
+            self._display.join(_LAST_WORDS)
+
+
+def _stop_elsewhere(flow: _Flow) -> None:
+    """Ends a run that nobody has any more, in a thread of its own, which holds no locks."""
+    if flow.is_mine:
+        _thread.start_new_thread(flow.stop, ())
+
+
+def _packed(item: Any) -> parcel.Packed | Exception:
+    """An item's parcel; or why there is none."""
+    try:
+        return parcel.pack(item)
+    except Exception as error:
+        return error
 
 
 def _hands_for(stage: Stage, context: BaseContext, executor: BaseExecutor | None) -> tuple[Hands, Function]:
@@ -259,16 +346,3 @@ def _length(sources: tuple[Iterable[Any], ...]) -> int | None:
         return sum(len(source) for source in sources)  # type: ignore[arg-type, misc]
     except TypeError:
         return None
-
-
-def _show(flow: _Flow, shown: Display) -> None:
-    def run() -> None:
-        with shown:
-            while not flow.is_over:
-                shown.update(flow.count, flow.stats())
-                with flow._changed:
-                    if not flow.is_over:
-                        flow._changed.wait(_REFRESH)
-            shown.update(flow.count, flow.stats())
-
-    threading.Thread(target=run, name="multisocket-progress", daemon=True).start()

@@ -108,18 +108,24 @@ class Plain:
     def __init__(self, total: int | None) -> None:
         self._total = total
         self._next = 0.0
+        self._line = ""
 
     def __enter__(self) -> Plain:
         return self
 
     def __exit__(self, *error: object) -> None:
-        return
+        self._print()
 
     def update(self, results: int, stages: list[StageStats]) -> None:
         """See :class:`Display`."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + _PLAIN
         of = f" of {self._total}" if self._total is not None else ""
         states = "; ".join(f"{stage.name}: {describe(stage)}" for stage in stages)
-        print(f"{stages[0].done}{of} items, {results} results. {states}", file=sys.stderr)
+        self._line = f"{stages[0].done}{of} items, {results} results. {states}"
+        if time.monotonic() >= self._next:
+            self._print()
+
+    def _print(self) -> None:
+        self._next = time.monotonic() + _PLAIN
+        line, self._line = self._line, ""
+        if line:
+            print(line, file=sys.stderr)

@@ -29,7 +29,8 @@ class Stage:
     :param on_error: what happens with an item that fails. ``"raise"``: the pipeline ends, and the error is raised where
         the result would have come. ``"skip"``: it is left out, counted, logged, and kept in ``Run.errors``.
         ``"yield"``: a :class:`StageError` comes out of the pipeline in its place; later stages do not see it.
-    :param task_timeout: seconds after which the worker of an item is killed, and the item fails (``TaskTimeout``).
+    :param task_timeout: seconds after which the worker of an item is killed, and the item fails (``TaskTimeout``). Of a
+        generator they include those in which it waits until its values are taken.
     :param name: for statistics and errors; None: that of the function.
     :raises BadOption: something is out of range.
     """
@@ -85,6 +86,21 @@ class StageError(Error):
         """The item that failed, as the stage was given it; None when it is not known any more."""
         return None if self._payload is None else parcel.opened(self._payload)
 
+    def keep(self) -> int:
+        """Takes the item out of the shared memory in which it may lie; its bytes."""
+        if isinstance(self._payload, memoryview):
+            self._payload = memoryview(bytearray(self._payload))
+        return self._size
+
+    def forget(self) -> int:
+        """The item is not known any more; the bytes that it had."""
+        size, self._payload = self._size, None
+        return size
+
+    @property
+    def _size(self) -> int:
+        return 0 if self._payload is None else parcel.size_of(self._payload)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return StageError, (self.stage, self.error)
 
@@ -100,7 +116,7 @@ class StageStats:
     :ivar failed: items that failed for good.
     :ivar retried: how often an item was tried again.
     :ivar queued: items that wait for a worker, or are with one.
-    :ivar ready: results that wait for room behind the stage.
+    :ivar ready: results that wait for those of earlier items, or for room behind the stage.
     :ivar rate: items done a second, since the first one came.
     :ivar busy: share of the workers' time that went into the function, 0 to 1. The stage where it is highest is the one
         to give more workers.
