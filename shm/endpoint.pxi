@@ -99,8 +99,10 @@ cdef class Endpoint:
         return segment
 
     cdef int look_around(self, Segment segment) except -1:
-        """What a wait does between its slices: signals, and whether the owner still lives."""
+        """What a wait does between its slices: signals, and whether handle and owner are still there."""
         PyErr_CheckSignals()
+        if self.segment is not segment:  # another thread has closed this handle
+            raise self.closed_error()
         if not self.owner_lives():
             segment.close()
         return 0

@@ -633,3 +633,23 @@ def test_bad_options() -> None:
             kind(nonsense=1)
     with Rep() as rep, pytest.raises(ms.BadOption, match="handler"):
         rep.start()
+
+
+def _start_and_close(rep: Rep, how: str) -> None:
+    if how == "start":
+        rep.start()
+        rep.close()
+        return
+    thread = threading.Thread(target=rep.serve)
+    thread.start()
+    rep.close()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["start", "serve"])
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_child_closes_its_handle_while_it_waits(ipc: str, processes: Processes, method: str, how: str) -> None:
+    with connected(ipc, bytes.upper) as (rep, req):
+        processes.join(processes.start(_start_and_close, rep, how, method=method))
+        assert req.request(b"x", DEADLINE) == b"X"
