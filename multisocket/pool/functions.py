@@ -44,7 +44,7 @@ class Function:
     :ivar original: what it was made of, if it is one of ``__main__``: by then its name may stand for another one.
     """
 
-    __slots__ = ("__weakref__", "blob", "is_by_value", "name", "original", "seconds")
+    __slots__ = ("__weakref__", "_remove", "blob", "is_by_value", "name", "original", "seconds")
 
     def __init__(
         self, blob: bytes, name: str, *, is_by_value: bool = False, original: Callable[..., Any] | None = None
@@ -53,12 +53,18 @@ class Function:
         self.original = original
         self.seconds: float | None = None
         self.is_by_value = is_by_value
+        self._remove: Callable[[], object] | None = None
         self.blob = blob if len(blob) <= _LONG else _STORED + self._store(blob)
 
     def _store(self, blob: bytes) -> bytes:
         name = names.new_memory(lambda name: _write(name, blob))
-        weakref.finalize(self, _remove, name, os.getpid())
+        self._remove = weakref.finalize(self, _remove, name, os.getpid())
         return name.encode()
+
+    def close(self) -> None:
+        """No worker asks for it any more."""
+        if self._remove is not None:
+            self._remove()
 
 
 def _write(name: str, blob: bytes) -> str:
@@ -111,6 +117,11 @@ class Functions:
         whole = parcel.pack_by_value(_loads(function.blob) if function.original is None else function.original)
         blob = whole if isinstance(whole, bytes) else bytes(whole[0])
         return self._remember(_BY_NAME + blob, function.name, is_by_value=True)
+
+    def close(self) -> None:
+        """All workers have ended."""
+        for function in list(self._by_blob.values()):
+            function.close()
 
     def _remember(self, blob: bytes, function: Any, *, is_by_value: bool = False) -> Function:
         known = self._by_blob.get(blob)
