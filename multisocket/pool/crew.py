@@ -217,6 +217,7 @@ class Crew:
         self._is_starved = False
         self._starved_since: float | None = None
         self._expected = 0
+        self._sleeps_long = False
         self._missing: set[int] = set()
         self._failed_starts = 0
         self._start_again = 0.0
@@ -370,12 +371,15 @@ class Crew:
         try:
             self._send(number, tasks)
             self._starved_since = None
+            if len(tasks) > 1 or self._task_timeout is not None:
+                self._rouse()
             return True
         except (Timeout, OutOfSharedMemory) as error:
             del self._batches[number]
             if self._is_worth_waiting():
                 self._backlog.extendleft(reversed(tasks))
                 self._is_starved = True
+                self._rouse()
                 return False
             self._failed.extend((task, error) for task in tasks)
         except Exception as error:  # too long
@@ -476,6 +480,12 @@ class Crew:
         self._dead.append(slot)
         self._wake()
 
+    def _rouse(self) -> None:
+        """Has the crew's thread look again how long it may sleep."""
+        if self._sleeps_long:
+            self._sleeps_long = False
+            self._wake()
+
     def _wake(self) -> None:
         """Has the crew's thread look around."""
         try:
@@ -520,6 +530,14 @@ class Crew:
 
     def _patience(self) -> float | None:
         """Seconds after which there is something to do although nothing is heard."""
+        # First: what others add from now on, they tell of.
+        self._sleeps_long = True
+        patience = self._next_look()
+        if patience is not None:
+            self._sleeps_long = False
+        return patience
+
+    def _next_look(self) -> float | None:
         if self._is_starved:
             return 0.001
         patience = _START_AGAIN if self._missing else None
@@ -682,6 +700,7 @@ class Crew:
         except Exception as error:
             log.warning("cannot start a worker, it is tried again: %r", error)
             self._missing.add(slot)
+            self._rouse()
             self._start_again = time.monotonic() + _START_AGAIN
             self._failed_starts += 1
             if not self._hands and self._failed_starts >= _MOST_STARTS:
@@ -838,6 +857,7 @@ class Crew:
             names.remove_segment(self._board.name)
         finally:
             self._arena = None
+            self.functions.close()
             with self._lock:
                 self._fail_all(self._broken or Terminated("the pool was terminated before this task was done"))
                 self._hands.clear()

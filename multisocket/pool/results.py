@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -347,9 +348,10 @@ class IMapIterator:
 
     def _take(self, timeout: float | None) -> Any:
         """What has come next."""
-        try:
+        came = None
+        with contextlib.suppress(IndexError):
             came = self._ready.popleft()
-        except IndexError:
+        if came is None:
             came = self._wait(timeout)
         self._taken += 1
         return came

@@ -1,0 +1,123 @@
+"""What workers do in tests. This module is quickly imported: workers that are not forked do so each time."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LONG = 60.0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONG
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+def count(path: str) -> int:
+    """Notes that it was called; how often it was before."""
+    with open(path, "ab") as file:
+        file.write(b".")
+        return file.tell() - 1
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def kill_self(number: int) -> None:
+    faulthandler.disable()  # it would tell of a SIGSEGV at length
+    os.kill(os.getpid(), number)
+    time.sleep(LONG)
+
+
+def exit_with(code: int) -> None:
+    os._exit(code)
+
+
+def fork_and_die(path: str) -> None:
+    child = os.fork()
+    if not child:
+        time.sleep(LONG)
+        os._exit(0)
+    Path(path).write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_first(path: str, times: int, x: int) -> int:
+    if count(path) < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def note(path: str, deadly: int, i: int) -> int:
+    """Notes each execution by a line, written in one step."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, b"%d\n" % i)
+    os.close(file)
+    if i == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return i
+
+
+def hold_the_gil() -> None:
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def sleep_if(deadly: int, i: int) -> int:
+    if i == deadly:
+        time.sleep(LONG)
+    return i
+
+
+def refuse(kind: type[Exception]) -> None:
+    raise kind("not today")
+
+
+class Refused(Exception):
+    pass
+
+
+class Unsendable(Exception):
+    def __reduce__(self) -> Any:
+        raise TypeError("this error cannot be pickled")
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise TypeError("this cannot be pickled")
+
+
+def nap(i: int) -> int:
+    time.sleep(0.005)
+    return i
+
+
+def stop_self() -> int:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return os.getpid()
+
+
+def wait_if(gate: str, waiting: int, i: int) -> int:
+    if i == waiting:
+        wait_for(lambda: os.path.exists(gate))
+    return i
+
+
+def await_others(path: str, n: int, i: int) -> int:
+    if i == 0:
+        wait_for(lambda: os.path.exists(path) and os.path.getsize(path) >= n - 1)
+    else:
+        count(path)
+    return i
+
+
+def count_and_sleep(path: str) -> None:
+    count(path)
+    time.sleep(LONG)
