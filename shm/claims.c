@@ -132,13 +132,14 @@ int claims_begin(claims *c, uint32_t slot)
                                                     span(number_of(seen), next_of(seen) + 1, end_of(seen)),
                                                     memory_order_seq_cst, memory_order_acquire));
     CRASH_POINT("begin: its turn, but not begun");
+    /* Before it is noted as running: else it would seem to be what the boss kills us for. */
+    if (atomic_load_explicit(&mine->stop, memory_order_seq_cst)) {
+        CRASH_POINT("begin: its turn, but stopped");
+        return CLAIM_STOPPED;
+    }
     atomic_store_explicit(&mine->sent, 0, memory_order_relaxed);
     atomic_store_explicit(&mine->allowed, 0, memory_order_relaxed);
     atomic_store_explicit(&mine->began, now, memory_order_release);
-    if (atomic_load_explicit(&mine->stop, memory_order_seq_cst)) {
-        atomic_store_explicit(&mine->began, 0, memory_order_release);
-        return CLAIM_STOPPED;
-    }
     CRASH_POINT("begin: noted as running");
     return (int)next_of(seen);
 }
