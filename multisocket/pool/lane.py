@@ -171,6 +171,8 @@ class Lane:
         self._changed = changed
         self._inside = 0
         self._bytes = 0
+        # Bytes of an item's result, lately; None: not known.
+        self._typical: float | None = None
         self._began = 0.0
         self._is_moving = False
         # What ends the run, if it came from before: first comes what came before it.
@@ -193,8 +195,10 @@ class Lane:
         workers = self.stage.workers
         if held < workers + 1:
             return True
+        if self._typical is None:
+            return held < workers * _LEAST
         most = workers * max(_LEAST, min(_MOST, 3 * self.hands.wanted(self.function)))
-        return held < most and self._bytes < _MOST_BYTES
+        return held < most and self._bytes + self._inside * self._typical < _MOST_BYTES
 
     @property
     def is_empty(self) -> bool:
@@ -246,8 +250,11 @@ class Lane:
             if what == PART:
                 self._heard_part(item, payload, OUTCOME.unpack_from(content)[5])
                 return
+            size = 0
             if what == DONE:
                 self._give(item.number, payload)
+                size = parcel.size_of(payload)
+            self._typical = size if self._typical is None else 0.8 * self._typical + 0.2 * size
             self.done += 1
             self._end(item)
 
@@ -411,7 +418,10 @@ class Lane:
             self.before.move()
 
     def clear(self) -> None:
-        """The run is over: nobody wants what is left."""
+        """The run is over: nobody wants what is left. Nor is the garbage collector to be waited for: some of it lies in
+        shared memory."""
+        self.before = self.after = None
+        self.function = Function(b"", self.stage.label)
         self.ready.clear()
         self._early.clear()
         self._ended.clear()
