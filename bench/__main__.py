@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from . import coroutines, fan, plots, protocols, rate, report, roundtrip, scale
+from . import coroutines, fan, plots, pool, protocols, rate, report, roundtrip, scale
 from .measure import Results, run_rounds
 from .peers import missing
 from .plan import KIB, MIB, Settings
 
-_PARTS = {part.PART: part for part in (rate, roundtrip, fan, protocols, coroutines, scale)}
+_PARTS = {part.PART: part for part in (rate, roundtrip, fan, protocols, coroutines, pool, scale)}
 
 _QUICK = Settings(
     rounds=1,
@@ -47,8 +47,8 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Compares multisocket with pyzmq, pynng and multiprocessing. A whole run takes about "
-        "9 minutes and writes bench/RESULTS.md and bench/plots; with --quick or --only it prints instead.",
+        description="Compares multisocket with pyzmq, pynng, multiprocessing and joblib. A whole run takes about "
+        "12 minutes and writes bench/RESULTS.md and bench/plots; with --quick or --only it prints instead.",
     )
     parser.add_argument("--quick", action="store_true", help="about a minute: one short round, fewer sizes")
     every = ",".join(_PARTS)

@@ -1,10 +1,10 @@
-"""What multisocket wants to reach, as ratios over pyzmq on the same work in the same run."""
+"""What multisocket wants to reach, as ratios over others on the same work in the same run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import coroutines, fan, protocols, rate, roundtrip
+from . import coroutines, fan, pool, protocols, rate, roundtrip
 from .measure import Results, Summary
 from .peers import OURS, THEIRS
 from .plan import KIB, MIB, Cell, Side
@@ -18,16 +18,31 @@ class Goal:
     :param cell: where it is measured.
     :param least: the ratio to reach.
     :param variant: of multisocket.
+    :param over: the library against which it is set.
     """
 
     what: str
     cell: Cell
     least: float
     variant: str = ""
+    over: str = THEIRS
 
     def against(self, results: Results) -> Side | None:
-        """The way of pyzmq that did best there."""
-        return results.best(self.cell, THEIRS, self.cell.metric)
+        """The other's way that did best there."""
+        return results.best(self.cell, self.over, self.cell.metric)
+
+    def reached(self, results: Results) -> Summary | None:
+        """What is set against the goal. None: not measured."""
+        return self.ratio(results)
+
+    def is_met(self, reached: Summary) -> bool:
+        """Whether the median does."""
+        return reached.median >= self.least
+
+    @property
+    def text(self) -> str:
+        """The goal."""
+        return f"≥ {self.least:g}"
 
     def ratio(self, results: Results) -> Summary | None:
         """What was reached. None: not measured."""
@@ -35,6 +50,24 @@ class Goal:
         if theirs is None:
             return None
         return results.ratio(self.cell, Side(OURS, self.variant), theirs, self.cell.metric)
+
+
+@dataclass(frozen=True)
+class Limit(Goal):
+    """A value that shall not be more, whatever others reach."""
+
+    def reached(self, results: Results) -> Summary | None:
+        """See :class:`Goal`."""
+        return results.summary(self.cell, Side(OURS, self.variant), self.cell.metric)
+
+    def is_met(self, reached: Summary) -> bool:
+        """See :class:`Goal`."""
+        return reached.median <= self.least
+
+    @property
+    def text(self) -> str:
+        """The goal."""
+        return f"≤ {self.least:g}"
 
 
 def _rate(size: int, transport: str = "ipc") -> Cell:
@@ -69,4 +102,17 @@ GOALS = (
     Goal("tcp: 64 B round trip, both sides busy", _trip(roundtrip.BUSY, "tcp"), 1.2),
     Goal("tcp: 64 B round trip, both sides idle in between", _trip(roundtrip.IDLE, "tcp"), 1.2),
     Goal("tcp: 64 B from 8 processes to one", Cell(fan.PART, fan.IN_TCP, "tcp", 64), 1.5),
+)
+
+_POOL, _FUTURES, _JOBLIB = (side.library for side in (pool.POOL, pool.FUTURES, pool.LOKY))
+
+POOL_GOALS = (
+    Goal("trivial tasks one by one, `imap_unordered`", pool.ONE_BY_ONE, 8, over=_POOL),
+    Goal("trivial tasks, `submit`", pool.SUBMIT, 8, over=_FUTURES),
+    Goal("`map` of ints, default settings", pool.MAP_INTS, 1, over=_POOL),
+    Goal("`map` of tuples, default settings", pool.MAP_TUPLES, 1, over=_POOL),
+    Goal("10 MiB arrays there and back", pool.ARRAYS, 4, over=_POOL),
+    Goal("10 MiB arrays there and back, `Executor`", pool.ARRAYS, 4, "Executor", _FUTURES),
+    Goal("joblib, 10,000 trivial tasks", pool.JOBLIB[10_000], 2, over=_JOBLIB),
+    Limit("uneven tasks, time over the ideal schedule", pool.UNEVEN, 1.1, over=_POOL),
 )

@@ -106,7 +106,7 @@ def run_rounds(jobs: Iterable[Job], rounds: int, tell: Callable[[str], None]) ->
         cells.setdefault(job.cell, []).append(job)
     for number in range(rounds):
         for job in _in_turn(cells, number):
-            cell = f"{job.cell.part} {job.cell.kind} {job.cell.transport} {size_text(job.cell.size)}"
+            cell = f"{job.cell.part} {job.cell.kind} {job.cell.transport} {size_text(job.cell.size)}".strip()
             tell(f"round {number + 1}/{rounds}, {cell}, {job.side}: {_run_once(job, results)}")
     return results
 

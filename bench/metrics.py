@@ -9,7 +9,9 @@ from .plan import KIB, MIB
 
 
 def size_text(size: int) -> str:
-    """Bytes as ``64 B``, ``1 KiB``, ``16 MiB``."""
+    """Bytes as ``64 B``, ``1 KiB``, ``16 MiB``; nothing for none."""
+    if not size:
+        return ""
     if size >= MIB and size % MIB == 0:
         return f"{size // MIB} MiB"
     if size >= KIB and size % KIB == 0:
@@ -62,6 +64,8 @@ class Metric:
 
 METRICS = {
     "rate": Metric("messages a second", _count_text, more_is_better=True),
+    "tasks": Metric("tasks a second", _count_text, more_is_better=True),
+    "schedule": Metric("time, as a multiple of the ideal schedule", _three_digits),
     "median": Metric("median time", _time_text),
     "p99": Metric("99th percentile", _time_text),
     "connect": Metric("connect", _time_text),
@@ -71,4 +75,4 @@ METRICS = {
     "memory": Metric("memory", _bytes_text),
     "descriptors": Metric("descriptors", _three_digits, compared=False),
 }
-"""By the names that participants report: rates in messages a second, times in seconds, memory in bytes."""
+"""By the names that participants report: rates in messages or tasks a second, times in seconds, memory in bytes."""

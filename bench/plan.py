@@ -26,10 +26,10 @@ _MOST_BATCH = 256
 class Cell:
     """One thing that is measured, of every side alike.
 
-    :param part: of the suite: rate, roundtrip, fan, protocols, asyncio or scale.
+    :param part: of the suite: rate, roundtrip, fan, protocols, asyncio, pool or scale.
     :param kind: of work within the part.
-    :param transport: ipc, tcp or inproc.
-    :param size: of a content, bytes.
+    :param transport: ipc, tcp or inproc; of pools: how many workers.
+    :param size: of a content, bytes; 0: it does not matter.
     :param metric: that says who does better.
     """
 

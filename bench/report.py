@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from . import coroutines, fan, protocols, rate, roundtrip, scale
-from .goals import GOALS, Goal
+from . import coroutines, fan, pool, protocols, rate, roundtrip, scale
+from .goals import GOALS, POOL_GOALS, Goal, Limit
 from .measure import Results, Summary
 from .metrics import METRICS, ratio_text, size_text
 from .peers import OURS, THEIRS, async_peers, missing, peers, publish_peers, request_peers, versions, window_peers
@@ -23,11 +23,12 @@ _TITLES = {
     fan.PART: "Fan-out and fan-in",
     protocols.PART: "Protocols",
     coroutines.PART: "asyncio",
+    pool.PART: "Pools",
     scale.PART: "Connection scale",
 }
 
 _WAYS = (peers(), request_peers(), window_peers(), publish_peers(), async_peers())
-_ORDER = list(dict.fromkeys(way.side for ways in _WAYS for way in ways))
+_ORDER = list(dict.fromkeys([*(way.side for ways in _WAYS for way in ways), *pool.SIDES]))
 
 _NOTES = {
     rate.PART: """\
@@ -63,6 +64,16 @@ checked.
 Round trips with both sides busy, and messages a second from one sender to one receiver: two processes, in each a
 coroutine in the event loop of the standard library. `multisocket.aio.Socket`; `zmq.asyncio` with PAIR, or REQ and REP,
 and with PUSH and PULL.
+""",
+    pool.PART: f"""\
+Tasks a second of {pool.WORKERS} workers, started by fork. *One by one*: `imap_unordered` with chunksize 1; *submit*:
+all at once, then each result; these, *map* and *joblib* call a function that returns its argument. *Arrays*: a NumPy
+array goes to a worker, which gives back another one of the same size; *multisocket* and *multiprocessing.Pool*:
+`imap_unordered`, the others: `submit`, four at a time. *joblib*: `Parallel(n_jobs={pool.WORKERS})(delayed(f)(i) for i
+in range(n))` with its backend loky, and with ours; joblib's own work is the same for both, and the larger part of long
+calls. *Uneven*: 160 short tasks, 36 ten times and 4 fifty times as long, in random order; the time of `map` with
+default settings, divided by that of all tasks one after the other by the number of workers. How long those take that
+compute depends on how free the processors are.
 """,
     scale.PART: f"""\
 Client sockets in one process, connected over inproc to one server; all in one thread. Each client sends 64
@@ -105,17 +116,27 @@ def page(results: Results, settings: Settings, seconds: float) -> str:
 def goals(results: Results) -> str:
     """The goals, and whether they are reached."""
     lines = [f"## Goals: {OURS} over {THEIRS}, over ipc where nothing else is said, each side a process", ""]
-    rows = [[goal.what, f"≥ {goal.least:g}", *_reached(goal, results)] for goal in GOALS]
+    rows = [[goal.what, goal.text, *_reached(goal, results)] for goal in GOALS]
     lines += _table(["", "goal", "ratio", "", f"{THEIRS} uses"], rows)
+    lines += ["", f"## Goals of pools: {OURS} over others, {pool.WORKERS} workers", ""]
+    rows = [[goal.what, goal.text, *_reached(goal, results)] for goal in POOL_GOALS]
+    lines += _table(["", "goal", "reached", "", "over"], rows)
     return "\n".join([*lines, ""])
 
 
 def _reached(goal: Goal, results: Results) -> list[str]:
-    theirs, ratio = goal.against(results), goal.ratio(results)
-    if theirs is None or ratio is None:
+    theirs, reached = goal.against(results), goal.reached(results)
+    if theirs is None or reached is None:
         return ["not measured", "", ""]
-    way = theirs.variant or ("PAIR" if goal.cell.metric == "median" else "PUSH/PULL")
-    return [_spread(ratio, ratio_text), "reached" if ratio.median >= goal.least else "**short**", way]
+    return [_spread(reached, ratio_text), "reached" if goal.is_met(reached) else "**short**", _way(goal, theirs)]
+
+
+def _way(goal: Goal, theirs: Side) -> str:
+    if isinstance(goal, Limit):
+        return ""
+    if goal.over != THEIRS:
+        return str(theirs)
+    return theirs.variant or ("PAIR" if goal.cell.metric == "median" else "PUSH/PULL")
 
 
 # --- the machine ---
@@ -162,7 +183,7 @@ def _part(results: Results, part: str) -> Iterator[str]:
         return
     for kind, transport in dict.fromkeys((cell.kind, cell.transport) for cell in cells):
         group = [cell for cell in cells if (cell.kind, cell.transport) == (kind, transport)]
-        for metric in ("median", "p99") if group[0].metric == "median" else ("rate",):
+        for metric in ("median", "p99") if group[0].metric == "median" else (group[0].metric,):
             columns = [_Column(size_text(cell.size), cell, metric) for cell in group]
             yield from _block(results, f"{kind}, {transport}: {METRICS[metric].title}", columns)
 
@@ -209,7 +230,8 @@ def _failures(results: Results, sides: Sequence[Side], columns: Sequence[_Column
     for cell, side in itertools.product(dict.fromkeys(column.cell for column in columns), sides):
         failures = results.failures(cell, side)
         if failures:
-            yield f"- {side}, {size_text(cell.size)}: failed in {_times(len(failures))}: {failures[0]}"
+            what = ", ".join(filter(None, (str(side), size_text(cell.size))))
+            yield f"- {what}: failed in {_times(len(failures))}: {failures[0]}"
             yield ""
 
 
