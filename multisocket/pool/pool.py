@@ -73,6 +73,7 @@ class Pool:
             retries=retries,
             task_timeout=task_timeout,
         )
+        self._is_terminated = False
         self._finalizer = weakref.finalize(self, self._crew.terminate)
         self._crew.start()
 
@@ -97,6 +98,7 @@ class Pool:
         """
         self._check_running()
         result = AsyncResult(callback, error_callback)
+        result._pool = self
         try:
             kind, payload = packed_call(tuple(args), dict(kwds))
             task = Apply(self._crew.functions.of(func), kind, payload, result)
@@ -155,6 +157,7 @@ class Pool:
             raise ValueError(f"chunksize is 1 or more, or None, not {chunksize}")
         items: Sequence[Any] = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
         result = MapResult(len(items), callback, error_callback)
+        result._pool = self
         if not len(items):
             result._finish([])
             return result
@@ -189,6 +192,7 @@ class Pool:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         kind, items = as_items(iterable, chunksize)
         iterator = kind_of(self._crew, _AHEAD * self._crew.processes, chunksize > 1)
+        iterator._pool = self
         function = self._crew.functions.of(func)
         iterator._start(function, items, kind)
         return iterator
@@ -201,6 +205,7 @@ class Pool:
 
     def terminate(self) -> None:
         """Ends the workers at once. What is not done fails (``Terminated``)."""
+        self._is_terminated = True
         self._crew.terminate()
         self._crew.join()
 
@@ -225,13 +230,13 @@ class Pool:
     def __del__(self) -> None:
         crew = getattr(self, "_crew", None)
         if crew is not None and not crew.is_closing and crew.is_mine:
-            warnings.warn(f"unclosed running pool {self!r}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def __reduce__(self) -> Any:
         raise NotImplementedError("a pool cannot be given to another process: make one there")
 
     def __repr__(self) -> str:
-        state = "CLOSE" if self._crew.is_closing else "RUN"
+        state = "TERMINATE" if self._is_terminated else "CLOSE" if self._crew.is_closing else "RUN"
         return f"<{type(self).__module__}.{type(self).__qualname__} state={state} pool_size={self._crew.processes}>"
 
     def _check_running(self) -> None:

@@ -47,6 +47,8 @@ class AsyncResult:
         self._error: BaseException | None = None
         self._callback = callback
         self._error_callback = error_callback
+        self._pool: Any = None
+        """Lives as long as the result is waited for."""
 
     def ready(self) -> bool:
         """Whether it is there, or has failed."""
@@ -86,11 +88,13 @@ class AsyncResult:
         self._value = value
         _call_back(self._callback, value)
         self._event.set()
+        self._pool = None
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
         _call_back(self._error_callback, error)
         self._event.set()
+        self._pool = None
 
     __class_getitem__: Any = classmethod(GenericAlias)
 
@@ -297,6 +301,8 @@ class IMapIterator:
         self._taken = 0
         self._length: int | None = None
         self._unpacked: deque[Any] = deque()
+        self._pool: Any = None
+        """Lives as long as results may come."""
 
     def _start(self, function: Function, items: Iterator[Any], kind: int) -> None:
         """Begins to read the items."""
@@ -361,6 +367,7 @@ class IMapIterator:
         with self._came:
             while not self._has_next():
                 if self._taken == self._length:
+                    self._pool = None
                     raise StopIteration
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:

@@ -46,6 +46,7 @@ PARTS_AHEAD = 64
 """Values of a generator that may be on their way."""
 
 _STOPPED = -2
+_MEMORY_SECONDS = 3.0
 
 
 def _call(function: Callable[..., Any], arguments: Any) -> Any:
@@ -208,14 +209,16 @@ class Worker:
 
 
 def _send_surely(sock: Socket, head: bytes, packed: parcel.Packed) -> None:
-    """Sends what takes little memory even if there is none just now; errors of what takes more: as ``parcel.send``."""
+    """Sends also if there is no memory for it just now: the boss gives some back when it has read what others sent.
+    What takes little is sent in the end; errors of what takes more: as ``parcel.send``."""
+    end = time.monotonic() + _MEMORY_SECONDS
     while True:
         try:
             return parcel.send(sock, head, packed)
         except OutOfSharedMemory:
-            if not isinstance(packed, bytes):
+            if not isinstance(packed, bytes) and time.monotonic() >= end:
                 raise
-            time.sleep(0.01)
+            time.sleep(0.05)
 
 
 class _Failure(ExceptionWithTraceback):  # type: ignore[misc]

@@ -121,3 +121,76 @@ def await_others(path: str, n: int, i: int) -> int:
 def count_and_sleep(path: str) -> None:
     count(path)
     time.sleep(LONG)
+
+
+# --- data ---
+
+
+def echo(x: Any) -> Any:
+    return x
+
+
+def is_writable(array: Any) -> Any:
+    """Of an argument, and the argument."""
+    return array.flags.writeable, array
+
+
+def fill(array: Any) -> Any:
+    array += 1
+    return array
+
+
+def copied_so_far(array: Any) -> Any:
+    from multisocket import shm
+
+    return shm.copied_bytes(), array
+
+
+def make_bytes(n: int) -> bytes:
+    return bytes([n % 256]) * (1 << 20)
+
+
+def make_array(n: int) -> Any:
+    import numpy as np
+
+    return np.full(1 << 17, n, "f8")
+
+
+def is_same_object(pair: Any) -> bool:
+    return pair[0] is pair[1]
+
+
+class Unloadable:
+    """Can be pickled, but not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return fail_to_load, ()
+
+
+def fail_to_load() -> Any:
+    raise ValueError("this cannot be unpickled")
+
+
+def make_unpicklable() -> Any:
+    return Unpicklable()
+
+
+def make_unloadable() -> Any:
+    return Unloadable()
+
+
+def raise_unsendable() -> None:
+    raise Unsendable("nobody will hear of this")
+
+
+class TwoArguments(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raise_two() -> None:
+    raise TwoArguments("one", "two")
+
+
+def raise_large() -> None:
+    raise ValueError(b"x" * (1 << 20))
