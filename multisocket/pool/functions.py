@@ -90,7 +90,7 @@ class Functions:
     def __init__(self) -> None:
         # Named functions, as long as they live: for these alone it is certain that nothing in them changes.
         self._named: weakref.WeakKeyDictionary[Any, tuple[Any, weakref.ref[Function]]] = weakref.WeakKeyDictionary()
-        self._by_blob: OrderedDict[bytes, Function] = OrderedDict()
+        self._by_blob: OrderedDict[tuple[bytes, bool], Function] = OrderedDict()
 
     def of(self, function: Callable[..., Any]) -> Function:
         """What workers are told of it.
@@ -124,11 +124,13 @@ class Functions:
             function.close()
 
     def _remember(self, blob: bytes, function: Any, *, is_by_value: bool = False) -> Function:
-        known = self._by_blob.get(blob)
+        # By value may be the same as by name: of a module that workers cannot import.
+        key = blob, is_by_value
+        known = self._by_blob.get(key)
         if known is None:
             name = function if isinstance(function, str) else name_of(function)
             original = function if blob[:1] == _OF_MAIN else None
-            known = self._by_blob[blob] = Function(blob, name, is_by_value=is_by_value, original=original)
+            known = self._by_blob[key] = Function(blob, name, is_by_value=is_by_value, original=original)
             if len(self._by_blob) > _REMEMBERED:
                 self._by_blob.popitem(last=False)
         return known

@@ -194,3 +194,47 @@ def raise_two() -> None:
 
 def raise_large() -> None:
     raise ValueError(b"x" * (1 << 20))
+
+
+# --- functions ---
+
+
+class Scaled:
+    """Callable, and with a method."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, x: int) -> int:
+        return self.factor * x
+
+    def plus(self, x: int) -> int:
+        return self.factor + x
+
+    @classmethod
+    def named(cls, x: int) -> str:
+        return f"{cls.__name__} {x}"
+
+    @staticmethod
+    def negative(x: int) -> int:
+        return -x
+
+
+class Counted:
+    """A long function, which counts how often it is unpickled in each process."""
+
+    loads = 0
+
+    def __init__(self, padding: bytes) -> None:
+        self.padding = padding
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Counted.loads += 1
+        self.__dict__.update(state)
+
+    def __call__(self, _: int) -> tuple[int, int]:
+        return os.getpid(), Counted.loads
+
+
+def add(a: int, b: int, c: int = 0) -> int:
+    return a + b + c
