@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from ..errors import Error, Timeout
 
 
-class WorkerDied(BrokenExecutor, Error):
+class WorkerDied(BrokenProcessPool, Error):
     """A worker process ended in the middle of a task: only that task fails, the pool goes on.
+
+    It is what ``ProcessPoolExecutor`` raises then (a ``BrokenExecutor``), for code that was written for that.
 
     :ivar exitcode: of the process; negative: the signal that killed it.
     """

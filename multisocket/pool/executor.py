@@ -163,8 +163,8 @@ class Executor(BaseExecutor):
         end = None if timeout is None else time.monotonic() + timeout
         futures = self._submitted(fn, zip(*iterables, strict=False), chunksize)
         waiting = deque(futures if buffersize is None else itertools.islice(futures, buffersize))
-        results = _results(weakref.ref(self), waiting, futures, end)
-        return itertools.chain.from_iterable(results) if chunksize > 1 else results
+        results = _results(waiting, futures, end)
+        return _one_by_one(results) if chunksize > 1 else results
 
     def _submitted(self, fn: Callable[..., Any], calls: Iterator[tuple[Any, ...]], size: int) -> Iterator[Future[Any]]:
         if size == 1:
@@ -231,23 +231,30 @@ def _cancel(tasks: Iterable[Task | Source]) -> None:
             task.future.set_running_or_notify_cancel()
 
 
-def _results(
-    executor: weakref.ref[Executor], waiting: deque[Future[Any]], futures: Iterator[Future[Any]], end: float | None
-) -> Iterator[Any]:
+def _results(waiting: deque[Future[Any]], futures: Iterator[Future[Any]], end: float | None) -> Iterator[Any]:
     """The results in order, while further tasks are submitted; the rest is cancelled when nobody wants it."""
     try:
         while waiting:
-            future = waiting.popleft()
-            left = None if end is None else end - time.monotonic()
-            try:
-                result = future.result(left)
-            finally:
-                future.cancel()
-            del future
-            if executor() is not None:
-                waiting.extend(itertools.islice(futures, 1))
-            yield result
-            del result
+            # Not by way of a name, which would keep it while somebody else has it.
+            yield _next_result(waiting, futures, end)
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _next_result(waiting: deque[Future[Any]], futures: Iterator[Future[Any]], end: float | None) -> Any:
+    future = waiting.popleft()
+    try:
+        result = future.result(None if end is None else end - time.monotonic())
+    finally:
+        future.cancel()
+        del future  # an error's traceback would keep it, and it the error
+    waiting.extend(itertools.islice(futures, 1))
+    return result
+
+
+def _one_by_one(chunks: Iterator[list[Any]]) -> Iterator[Any]:
+    for chunk in chunks:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()
