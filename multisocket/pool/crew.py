@@ -249,8 +249,8 @@ class Crew:
             self._staff(1)
             self._backlog.append(task)
             # While outcomes come in they call for more, and then for all that has gathered: so short tasks go out in
-            # large batches.
-            if not self._batches or self._is_due(task):
+            # large batches. Not if somebody may be idle: those who are busy may have no outcome for long.
+            if len(self._batches) < self.processes or self._is_due(task):
                 self._pump()
         self._tell()
 
@@ -868,9 +868,11 @@ class Crew:
     def _end_workers(self) -> None:
         hands = list(self._hands.values())
         began = time.monotonic()
-        self._terminate_if_hurried(hands)
-        self._work.close()
-        is_hurried = False
+        is_hurried = self._is_hurried
+        if is_hurried:
+            self._terminate_if_hurried(hands)
+        else:
+            self._work.close()
         for hand in hands:
             while not hand.has_ended(0.1):
                 if self._is_hurried and not is_hurried:
@@ -879,6 +881,10 @@ class Crew:
                 if time.monotonic() - began >= (_TERM_SECONDS if is_hurried else _JOIN_SECONDS):
                     hand.process.kill()
             hand.reap()
+        # When they are terminated, only now: what they held in shared memory then goes with it.
+        for sock in (self._work, self._boss):
+            _drop_unread(sock)
+        self._work.close()
         watcher = background()
         for hand in hands:
             watcher.call(lambda hand=hand: watcher.unwatch(hand.sentinel))  # type: ignore[misc]
@@ -921,6 +927,13 @@ def _guarded() -> Iterator[None]:
         yield
     except BaseException:
         log.exception("a callback of a pool's task raised an error")
+
+
+def _drop_unread(sock: Socket) -> None:
+    """What lies in an inbox keeps the memory of what it refers to, even when that is closed."""
+    with contextlib.suppress(Timeout, Closed, OutOfSharedMemory):
+        while True:
+            sock._recv_in_place(_GATHER, 0)
 
 
 def _most_in_place() -> int:

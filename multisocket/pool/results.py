@@ -13,6 +13,7 @@ from multiprocessing import TimeoutError as PoolTimeoutError
 from types import GenericAlias
 from typing import Any
 
+from ..errors import Error
 from . import parcel
 from .crew import BATCH_SECONDS, Crew
 from .errors import Terminated
@@ -21,6 +22,9 @@ from .functions import Function
 from .tasks import Payload, Source, Task, Valued
 
 log = logging.getLogger("multisocket")
+
+# Tasks of an imap for each worker, however large they are: so that none is idle.
+_LEAST_AHEAD = 4
 
 Callback = Callable[[Any], object]
 
@@ -251,15 +255,79 @@ class Map(Source):
 # imap
 
 
+class _Load:
+    """Bytes of an imap's items and results, wherever they are until they are taken. What bounds memory when they are
+    large.
+
+    :param least: tasks that are on their way however large they are.
+    """
+
+    MOST = 256 << 20
+    # Smaller ones are not counted: tasks are.
+    SMALL = 4096
+
+    def __init__(self, least: int) -> None:
+        self.bytes = 0
+        self._least = least
+        self._given = self._heard = self._taken = 0
+        self._result: float | None = None  # as large are results lately
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+
+    def give(self, size: int) -> None:
+        """A task was made of an item."""
+        with self._lock:
+            self._given += 1
+            self.bytes += size
+
+    def hear(self, size: int, item: int) -> None:
+        """A result has come; its item was so large."""
+        with self._lock:
+            self._heard += 1
+            self.bytes += size - item
+            self._result = size if self._result is None else max(size, 0.9 * self._result)
+        self._changed.set()
+
+    def take(self, size: int) -> None:
+        """A result was taken."""
+        with self._lock:
+            self._taken += 1
+            self.bytes -= size
+        self._changed.set()
+
+    def has_room(self) -> bool:
+        """Whether another task may be given."""
+        self._changed.clear()
+        if self._given - self._taken < self._least:
+            return True
+        if self._result is None:
+            return False
+        return self.bytes + self._result * (self._given - self._heard) <= self.MOST
+
+    def wait(self, timeout: float) -> None:
+        """Until something has changed since :meth:`has_room`."""
+        self._changed.wait(timeout)
+
+
+def _counted(size: int) -> int:
+    return size if size >= _Load.SMALL else 0
+
+
+def _size_of(came: Any) -> int:
+    return 0 if isinstance(came, BaseException) else _counted(len(came[2]))
+
+
 class _Item(PoolTask):
     """An item of an imap, or a chunk of them."""
 
-    __slots__ = ("_iterator", "_number")
+    __slots__ = ("_iterator", "_number", "_size")
 
     def __init__(self, function: Function, kind: int, payload: Payload, number: int, iterator: IMapIterator) -> None:
         super().__init__(function, kind, payload)
         self._iterator = iterator
         self._number = number
+        self._size = _counted(parcel.size_of(payload))
+        iterator._load.give(self._size)
 
     def start(self) -> bool:
         """See :class:`Task`."""
@@ -267,10 +335,12 @@ class _Item(PoolTask):
 
     def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
         """See :class:`Task`. The object is made by who wants it, in its own thread."""
+        self._iterator._load.hear(_counted(len(content)), self._size)
         self._iterator._put(self._number, (what, flags, content))
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Task`."""
+        self._iterator._load.hear(0, self._size)
         self._iterator._put(self._number, error)
 
 
@@ -298,6 +368,7 @@ class IMapIterator:
         self._ready: deque[Any] = deque()
         self._came = threading.Condition(threading.Lock())
         self._room = threading.Semaphore(ahead)
+        self._load = _Load(_LEAST_AHEAD * crew.processes)
         self._taken = 0
         self._length: int | None = None
         self._unpacked: deque[Any] = deque()
@@ -342,6 +413,7 @@ class IMapIterator:
             return self._unpacked.popleft()
         came = self._take(timeout)
         self._room.release()
+        self._load.take(_size_of(came))
         if isinstance(came, BaseException):
             raise came
         value = _value_of(*came)
@@ -386,6 +458,7 @@ class _Feeder:
         self._iterator = weakref.ref(iterator)
         self._crew = iterator._crew
         self._room = iterator._room
+        self._load = iterator._load
         self._function = function
         self._items = items
         self._kind = kind
@@ -405,11 +478,15 @@ class _Feeder:
             for item in self._items:
                 if not self._await_room() or not self._give(item):
                     return
+        except Error as raised:  # the pool has ended: where that was told refers to the iterator
+            error = raised.with_traceback(None)
         except BaseException as raised:
             error = raised
         iterator = self._iterator()
         if iterator is not None:
             iterator._end(self._given, error)
+        # Its traceback refers to these.
+        del iterator, error
         self._crew.hurry()
 
     def _give(self, item: Any) -> bool:
@@ -419,6 +496,8 @@ class _Feeder:
         try:
             packed = parcel.pack(item)
         except Exception as error:  # it cannot be pickled: only this one fails
+            self._load.give(0)
+            self._load.hear(0, 0)
             iterator._put(self._given, error)
         else:
             self._crew.add(_Item(self._function, self._kind, packed, self._given, iterator), is_expected=True)
@@ -427,16 +506,26 @@ class _Feeder:
 
     def _await_room(self) -> bool:
         """False: nobody wants more."""
-        if self._room.acquire(blocking=False):
-            return True
-        self._crew.hurry()
-        while self._is_bounded and not self._room.acquire(timeout=0.1):
-            if self._iterator() is None:
-                return False
-            if self._crew.is_over:
-                raise Terminated("the pool has ended")
-            if self._crew.is_closing:  # nobody may be there to take results, but all are to be done
-                self._is_bounded = False
+        if not self._room.acquire(blocking=False):
+            self._crew.hurry()
+            while self._is_bounded and not self._room.acquire(timeout=0.1):
+                if not self._is_wanted():
+                    return False
+        if not self._load.has_room():
+            self._crew.hurry()
+            while self._is_bounded and not self._load.has_room():
+                self._load.wait(0.1)
+                if not self._is_wanted():
+                    return False
+        return True
+
+    def _is_wanted(self) -> bool:
+        if self._iterator() is None:
+            return False
+        if self._crew.is_over:
+            raise Terminated("the pool has ended")
+        if self._crew.is_closing:  # nobody may be there to take results, but all are to be done
+            self._is_bounded = False
         return True
 
 

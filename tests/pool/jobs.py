@@ -238,3 +238,9 @@ class Counted:
 
 def add(a: int, b: int, c: int = 0) -> int:
     return a + b + c
+
+
+def slow_first_bytes(i: int) -> bytes:
+    if not i:
+        time.sleep(0.2)
+    return make_bytes(i)
