@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from inspect import isgenerator
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from queue import SimpleQueue
@@ -78,7 +78,8 @@ class Borrowed:
         """See :class:`multisocket.pool.lane.Hands`."""
         assert isinstance(task, Task)
         self._backlog.append(task)
-        if not self._given or len(self._backlog) >= self.wanted(task.function):
+        # Whoever is busy may have no outcome for long: nobody waits for that while others are idle.
+        if len(self._given) < self._stage.workers or len(self._backlog) >= self.wanted(task.function):
             self.hurry()
 
     def hurry(self) -> None:
@@ -167,16 +168,14 @@ class Borrowed:
 
     def _hear(self, future: _Batch) -> None:
         batch = self._given.pop(future)
-        try:
-            outcomes = future.result()
-        except BaseException as error:  # cancelled, or its worker died
-            if len(batch) > 1 and not isinstance(error, InitializerFailed):
-                self._alone.extend(batch)
-            else:
-                self._fail(batch, error)
-            return
-        for task, its in zip(batch, outcomes, strict=True):
-            self._tell(task, its)
+        error = _error_of(future)
+        if error is None:
+            for task, its in zip(batch, future.result(), strict=True):
+                self._tell(task, its)
+        elif len(batch) > 1 and not isinstance(error, InitializerFailed):
+            self._alone.extend(batch)
+        else:
+            self._fail(batch, error)
 
     def _tell(self, task: Task, outcomes: list[Outcome]) -> None:
         seconds = sum(seconds for _, seconds, _ in outcomes)
@@ -219,6 +218,14 @@ class Borrowed:
         if threading.current_thread() is self._thread:
             return False
         return self._over.wait(_END_SECONDS if timeout is None else timeout)
+
+
+def _error_of(future: _Batch) -> BaseException | None:
+    # Not raised by result(): its traceback would keep alive what is known here of the future.
+    try:
+        return future.exception()
+    except CancelledError as error:
+        return error
 
 
 class _Portable:

@@ -909,6 +909,16 @@ def burn(milliseconds: int, x: int) -> int:
     return x
 
 
+@pytest.mark.parametrize("at", [0, 1, 50, 59])
+def test_short_items_do_not_wait_for_a_long_one(gate: Gate, at: int) -> None:
+    """However short they are, and however few: one worker is idle."""
+    stages = Stage(same), Stage(functools.partial(await_first, gate.path), workers=2, ordered=False)
+    with Pipeline(*stages).run([*range(1, at + 1), 0, *range(at + 1, 60)]) as run:
+        assert sorted(next(run) for _ in range(59)) == list(range(1, 60))
+        gate.open()
+        assert list(run) == [0]
+
+
 def test_the_bottleneck_is_the_busiest() -> None:
     stages = [Stage(same, name="a"), Stage(functools.partial(burn, 10), name="b"), Stage(same, name="c")]
     with Pipeline(*stages).run(range(50)) as run:
@@ -996,6 +1006,14 @@ def test_the_same_on_any_executor(executor: BaseExecutor) -> None:
     here, there = list(ordered.run(range(50))), list(ordered.run(range(50), executor=executor))
     assert [str(result) for result in here] == [str(result) for result in there]
     assert [x.item for x in there if isinstance(x, StageError)] == list(range(1, 50, 2))
+
+
+def test_short_items_do_not_wait_for_a_long_one_elsewhere(executor: BaseExecutor, gate: Gate) -> None:
+    stages = Stage(same), Stage(functools.partial(await_first, gate.path), workers=2, ordered=False)
+    with Pipeline(*stages).run(range(60), executor=executor) as run:
+        assert sorted(next(run) for _ in range(59)) == list(range(1, 60))
+        gate.open()
+        assert list(run) == [0]
 
 
 def test_errors_on_any_executor(executor: BaseExecutor, tmp_path: Path) -> None:
