@@ -8,14 +8,16 @@
 
 The workers are kept for the next call with as many of them. As with joblib's own processes, functions of ``__main__``
 and lambdas go by value, as they are at the time of the call, and what tasks run in parallel themselves runs in threads.
-Unlike there, arrays go through shared memory once, however large, and are writable copies: ``max_nbytes``,
-``mmap_mode`` and ``temp_folder`` have nothing to do. A worker that dies fails the call (:class:`WorkerDied`), and the
-next one works.
+Unlike there, large arrays always go through shared memory, and are the task's own to write to: ``max_nbytes``,
+``mmap_mode`` and ``temp_folder`` have nothing to do. An array that is an argument of many tasks is copied twice in all.
+A worker that dies fails the call (:class:`WorkerDied`), and the next one works.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import multiprocessing
 import os
 import pickle
@@ -36,6 +38,7 @@ from . import parcel
 from .executor import Executor, _Call
 from .forms import ONE, OUTCOME, STAR
 from .functions import _BY_NAME, Function, Functions
+from .repeated import Repeated
 
 NAME = "multisocket"
 """Of the backend."""
@@ -176,6 +179,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
         self._kind: _Kind | None = None
         self._executor: Executor | None = None
         self._call = _CallState()
+        self._options: dict[str, Any] = {}
 
     # --- a call begins, and ends ---
 
@@ -212,6 +216,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
             number, context.get_start_method(), self._retries, self.inner_max_num_threads, self.nesting_level or 0
         )
         self.parallel = parallel
+        self._options = options
         self._executor = _kept.take(kind, lambda: self._make(number, context))
         self._kind = kind
         return number
@@ -252,7 +257,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
         if executor is not None:
             _kept.end(executor)
         if ensure_ready:
-            self.configure(self.parallel.n_jobs, self.parallel, **self.parallel._backend_kwargs)
+            self.configure(self.parallel.n_jobs, self.parallel, **self._options)
 
     def _leave_call(self) -> Executor | None:
         # joblib's objects refer to each other, and to this. What it holds would stay until these cycles are found.
@@ -285,12 +290,12 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
         if self._executor is None:
             raise RuntimeError("this call has ended: was the generator of its results dropped?")
         crew, call = self._executor._crew, self._call
-        function = items[0][0]
-        if type(function) is FunctionType and all(one is function and not kwargs for one, _, kwargs in items):
-            known = call.function(function, crew.functions)
-            task = _Timed(known, STAR, _packed([args for _, args, _ in items]), future)
+        first = items[0][0]
+        if type(first) is FunctionType and all(one is first and not kwargs for one, _, kwargs in items):
+            known = call.function(first, crew.functions)
+            task = _Timed(known, STAR, _packed([args for _, args, _ in items], call.arrays), future)
         else:
-            task = _Timed(crew.functions.of(_call_each), ONE, _packed(items), future)
+            task = _Timed(crew.functions.of(_call_each), ONE, _packed(items, call.arrays), future)
         task.call, task.size = call, len(items)
         crew.add(task)
 
@@ -316,6 +321,7 @@ class _CallState:
     """What is known of a call of Parallel: how long its tasks take, and its functions."""
 
     def __init__(self) -> None:
+        self.arrays = Repeated()
         self._functions: dict[int, tuple[Any, Function]] = {}
         self._is_over = threading.Event()
         # Of the last batches: the older, the less they count.
@@ -336,6 +342,7 @@ class _CallState:
     def forget(self) -> None:
         """The call is over."""
         self._functions.clear()
+        self.arrays.close()
 
     def learn(self, seconds: float, size: int) -> None:
         """A batch of so many tasks has taken so long."""
@@ -384,7 +391,7 @@ class _Timed(_Call):
 
 
 def _by_value(function: FunctionType, functions: Functions) -> Function:
-    return functions._remember(_BY_NAME + _dumps(function), function, is_by_value=True)
+    return functions._remember(_BY_NAME + _cloudpickle().dumps(function, 5), function, is_by_value=True)
 
 
 def _is_of_module(function: FunctionType) -> bool:
@@ -393,11 +400,6 @@ def _is_of_module(function: FunctionType) -> bool:
     if module is None or function.__module__ == "__main__":
         return False
     return getattr(module, function.__qualname__, None) is function
-
-
-def _dumps(obj: Any, keep: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
-    dumps = _cloudpickle().dumps
-    return dumps(obj, 5, buffer_callback=keep)  # type: ignore[no-any-return]
 
 
 def _cloudpickle() -> Any:
@@ -409,7 +411,21 @@ def _cloudpickle() -> Any:
     return cloudpickle
 
 
-def _packed(obj: Any) -> parcel.Packed:
+@functools.cache
+def _pickler() -> Any:
+    class Pickler(_cloudpickle().Pickler):  # type: ignore[misc]
+        """cloudpickle's, but for large arrays that come again and again."""
+
+        arrays: Repeated
+
+        def reducer_override(self, obj: Any) -> Any:
+            """See pickle."""
+            return self.arrays.reduced(obj) or super().reducer_override(obj)
+
+    return Pickler
+
+
+def _packed(obj: Any, arrays: Repeated) -> parcel.Packed:
     buffers: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -420,7 +436,11 @@ def _packed(obj: Any) -> parcel.Packed:
         buffers.append(raw)
         return False
 
-    body = _dumps(obj, keep)
+    out = io.BytesIO()
+    pickler = _pickler()(out, 5, buffer_callback=keep)
+    pickler.arrays = arrays
+    pickler.dump(obj)
+    body = out.getvalue()
     if not buffers and len(body) < parcel.LARGE:
         return body
     return [memoryview(body), *buffers]

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from conftest import DEADLINE, wait_until
+from conftest import DEADLINE, names_in_shm, wait_until
+from multisocket import names
 from multisocket.pool import WorkerDied
+from multisocket.pool.repeated import Repeated
 
 joblib = pytest.importorskip("joblib")
 
@@ -24,6 +26,7 @@ from joblib import Parallel, delayed, parallel_config  # noqa: E402
 import multisocket.pool.joblib as backend  # noqa: E402
 
 NAME = backend.NAME
+VERSION = tuple(map(int, joblib.__version__.split(".")[:2]))
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,10 @@ def fail_at(x: int, where: int) -> int:
     if x == where:
         raise ValueError(f"no {x}")
     return x
+
+
+def float_at(array: Any, index: int) -> float:
+    return float(array[index])
 
 
 def pid_of(_: object) -> int:
@@ -149,11 +156,67 @@ def test_arrays_come_whole_and_writable() -> None:
         result += 1
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_for_all_tasks_is_copied_once_and_still_theirs_to_write(order: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.asarray(numpy.arange(300_000.0).reshape(600, 500), order=order)
+    expected = float(array.sum())
+
+    def overwrite(array: Any, i: int) -> tuple[float, bool]:
+        total = float(array.sum())
+        array[:] = i
+        return total, bool((array == i).all() and array.flags.forc)
+
+    results = parallel(batch_size=1)(delayed(overwrite)(array, i) for i in range(20))
+    assert results == [(expected, True)] * 20
+    assert float(array.sum()) == expected
+
+
+def own_names() -> set[str]:
+    """What this process has in shared memory."""
+    prefix = Path(names.guard_path()).name.removesuffix(".guard")
+    return {name for name in names_in_shm() if name.startswith(f"{prefix}-")}
+
+
+def test_an_array_is_stored_when_it_comes_again() -> None:
+    numpy = pytest.importorskip("numpy")
+    arrays = Repeated()
+    array = numpy.ones(200_000)
+    before = own_names()
+    assert arrays.reduced(array) is None
+    make, args = arrays.reduced(array)
+    assert arrays.reduced(array) == (make, args)
+    assert len(own_names() - before) == 1
+    found = make(*args)
+    assert (found == 1).all()
+    arrays.close()
+    assert own_names() == before
+    found += 1
+    assert (found == 2).all()
+    small, objects, slices = numpy.ones(10), numpy.full(200_000, None), numpy.ones(2_000_000)[::2]
+    assert [arrays.reduced(one) for one in (small, objects, slices) * 2] == [None] * 6
+
+
+def test_an_array_that_takes_the_place_of_another_is_not_mistaken_for_it() -> None:
+    numpy = pytest.importorskip("numpy")
+
+    def calls() -> Iterator[Any]:
+        for i in range(30):
+            array = numpy.full(200_000, float(i))
+            yield delayed(float_at)(array, 7)
+            yield delayed(float_at)(array, 8)
+            del array
+
+    assert parallel(batch_size=1)(calls()) == [float(i) for i in range(30) for _ in range(2)]
+
+
 # --- generators ---
 
 
 @pytest.mark.parametrize("kind", ["generator", "generator_unordered"])
 def test_generators(kind: str) -> None:
+    if kind == "generator_unordered" and VERSION < (1, 4):
+        pytest.skip("this joblib has none that are unordered")
     results = parallel(return_as=kind)(delayed(square)(i) for i in range(300))
     assert next(results) in {i * i for i in range(300)}
     rest = list(results)
@@ -248,6 +311,7 @@ def test_an_error_ends_what_else_is_running(tmp_path: Path) -> None:
     assert time.monotonic() - begin < DEADLINE
 
 
+@pytest.mark.skipif(VERSION < (1, 4), reason="this joblib ends the call as if there were no more input")
 def test_an_error_of_the_input_is_raised() -> None:
     def numbers() -> Iterator[int]:
         yield from range(50)
@@ -455,7 +519,7 @@ def test_ctrl_c_ends_a_call(run_script: Callable[..., Any]) -> None:
     script.interrupt()
     code, out, errors = script.end()
     assert (code, errors) == (0, "")
-    assert out.splitlines()[-1] == "interrupted"
+    assert out.endswith("interrupted")
 
 
 def test_it_is_no_more_than_an_import(run_script: Callable[..., Any]) -> None:
