@@ -82,6 +82,11 @@ class Borrowed:
         if len(self._given) < self._stage.workers or len(self._backlog) >= self.wanted(task.function):
             self.hurry()
 
+    def add_again(self, task: Task) -> None:
+        """See :class:`multisocket.pool.lane.Hands`."""
+        self._backlog.appendleft(task)
+        self.hurry()
+
     def hurry(self) -> None:
         """See :class:`multisocket.pool.lane.Hands`."""
         self._start()

@@ -254,6 +254,21 @@ class Crew:
                 self._pump()
         self._tell()
 
+    def add_again(self, task: Task) -> None:
+        """Has a task done once more, before those that came after it. Errors: as :meth:`add`."""
+        with self._lock:
+            self._check_open()
+            self._staff(1)
+            self._give_back([task])
+            self._pump()
+        self._tell()
+
+    def _give_back(self, tasks: list[Task]) -> None:
+        """Into the backlog again: in front, or where their numbers belong. With the lock."""
+        self._backlog.extendleft(reversed(tasks))
+        if any(task.number for task in tasks):
+            self._backlog = deque(sorted(self._backlog, key=lambda task: task.number))
+
     def expect_more(self) -> None:
         """Tasks will be added even after ``close``, until :meth:`expect_no_more`: once for each call."""
         self._check_mine()
@@ -686,7 +701,7 @@ class Crew:
         with self._lock:
             lost, untouched = self._take_back(slot)
             del self._hands[slot]
-            self._backlog.extendleft(reversed(untouched))
+            self._give_back(untouched)
         if lost is not None:
             self._lose(lost, hand)
         with self._lock:

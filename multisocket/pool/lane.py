@@ -48,6 +48,9 @@ class Hands(Protocol):
     def add(self, task: Task | Source) -> None:
         """Has a task done."""
 
+    def add_again(self, task: Task) -> None:
+        """Has one done once more, before those that came after it."""
+
     def hurry(self) -> None:
         """No more tasks come soon."""
 
@@ -291,7 +294,7 @@ class Lane:
         else:
             return False
         try:
-            self.hands.add(item)
+            self.hands.add_again(item)
         except Exception:
             return False
         return True
@@ -366,6 +369,8 @@ class Lane:
                 self._release(self._early.pop(self._turn, []))
         self._end_run_in_turn()
         self.move()
+        if self.is_empty:  # and nothing may come of it any more: perhaps that was the end
+            self._changed()
 
     def _release(self, tokens: list[Token | Part]) -> None:
         self.ready.extend(tokens)

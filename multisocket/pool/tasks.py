@@ -25,6 +25,9 @@ class Task:
 
     __slots__ = ("function", "kind", "payload", "tries")
 
+    number = 0
+    """Where it belongs among others, when it is to be done again."""
+
     is_kept = False
     """Whether somebody may keep what comes of it for long."""
 
@@ -52,6 +55,8 @@ class Task:
 
 class Source:
     """Tasks that are made when workers are free for them."""
+
+    number = 0
 
     def next_task(self) -> Task | None:
         """None: there are no more. What it raises ends it: see :meth:`fail`."""
