@@ -1,7 +1,6 @@
 """CPython's own tests of its pools, run on ours: those that the running interpreter brings along in its ``test``
 package. Nothing of them is copied. Their classes are subclassed, with our classes in the place of CPython's.
-
-``CPYTHON_TESTS`` may name the ``Lib/test`` folder of CPython's sources, for an interpreter that comes without.
+Interpreters that were built without (a part of) that package skip (that part).
 """
 
 from __future__ import annotations
@@ -81,12 +80,6 @@ def _left_out(method: str) -> dict[str, str]:
 
 def _load(name: str) -> ModuleType | None:
     try:
-        import test
-
-        # Processes that are started find the folder again: it is looked up in their environment, too.
-        folder = os.environ.get("CPYTHON_TESTS")
-        if folder and folder not in test.__path__:
-            test.__path__.append(folder)
         return importlib.import_module(f"test.{name}")
     except (ImportError, unittest.SkipTest):
         return None
@@ -101,7 +94,7 @@ def _futures_tests(name: str) -> ModuleType | None:
 
 
 def _skipped(missing: str) -> Callable[[], None]:
-    @pytest.mark.skip(reason=f"this interpreter comes without test.{missing} (see CPYTHON_TESTS)")
+    @pytest.mark.skip(reason=f"this interpreter comes without test.{missing}")
     def skipped() -> None:
         raise AssertionError
 
@@ -222,11 +215,12 @@ _mains = _load("test_multiprocessing_main_handling")
 
 
 def _make_pool_tests(tests: Any) -> None:
+    shell: Any = _load("support.script_helper")
     for method in START_METHODS:
         pool = _pool_factory(method)
         replaced = (
             (multiprocessing, "Pool", pool),
-            (tests.script_helper, "assert_python_ok", _with_our_text(tests.script_helper.assert_python_ok)),
+            (shell, "assert_python_ok", _with_our_text(shell.assert_python_ok)),
         )
         for base in (tests._TestPool, tests._TestPoolWorkerErrors, tests._TestPoolWorkerLifetime):
             more = {"Pool": staticmethod(pool), "replaced": replaced}
