@@ -38,7 +38,7 @@ from . import parcel
 from .executor import Executor, _Call
 from .forms import ONE, OUTCOME, STAR
 from .functions import _BY_NAME, Function, Functions
-from .repeated import Repeated
+from .repeated import Repeated, Stored
 
 NAME = "multisocket"
 """Of the backend."""
@@ -296,7 +296,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
             task = _Timed(known, STAR, _packed([args for _, args, _ in items], call.arrays), future)
         else:
             task = _Timed(crew.functions.of(_call_each), ONE, _packed(items, call.arrays), future)
-        task.call, task.size = call, len(items)
+        task.call, task.size, task.used = call, len(items), call.arrays.take_used()
         crew.add(task)
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
@@ -378,10 +378,11 @@ def _is_over(parallel: Any) -> bool:
 class _Timed(_Call):
     """The task of a batch, from which the call learns how long tasks take."""
 
-    __slots__ = ("call", "size")
+    __slots__ = ("call", "size", "used")
 
     call: _CallState
     size: int
+    used: list[Stored]
 
     def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
         """See :class:`Task`."""

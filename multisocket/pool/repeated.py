@@ -22,13 +22,23 @@ LARGE = 1 << 20
 """Bytes from which on this is worth it."""
 
 
+class Stored:
+    """An array in shared memory, as long as somebody refers to this."""
+
+    __slots__ = ("__weakref__", "name", "remove")
+
+    def __init__(self, array: Any) -> None:
+        self.name = names.new_memory(lambda name: _write(name, array))
+        self.remove = weakref.finalize(self, _remove, self.name, os.getpid())
+
+
 class Repeated:
-    """The large arrays of tasks so far, and where those lie that were seen more than once."""
+    """The large arrays of tasks so far, as long as they live; and where those lie that were seen more than once."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, weakref.ref[Any]] = {}
-        self._stored: dict[int, tuple[weakref.ref[Any], str]] = {}
-        self._finalizer = weakref.finalize(self, _remove_all, self._stored, os.getpid())
+        self._seen: dict[int, tuple[weakref.ref[Any], Stored | None]] = {}
+        self._all: weakref.WeakSet[Stored] = weakref.WeakSet()
+        self._used: list[Stored] = []
 
     def reduced(self, obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
         """What pickle makes of an object. None: as ever."""
@@ -37,34 +47,50 @@ class Repeated:
             return None
         if obj.dtype.hasobject or not obj.flags.forc:
             return None
-        name = self._name_of(obj)
-        if name is None:
+        stored = self._stored(obj)
+        if stored is None:
             return None
+        self._used.append(stored)
         order = "C" if obj.flags.c_contiguous else "F"
-        return _mapped, (name, obj.nbytes, obj.dtype, obj.shape, order)
+        return _mapped, (stored.name, obj.nbytes, obj.dtype, obj.shape, order)
 
-    def _name_of(self, array: Any) -> str | None:
-        """Where it lies."""
-        stored = self._stored.get(id(array))
-        if stored is not None and stored[0]() is array:
-            return stored[1]
-        seen = self._seen.get(id(array))
-        if seen is None or seen() is not array:
-            self._seen[id(array)] = weakref.ref(array)
+    def take_used(self) -> list[Stored]:
+        """What was used since the last time: a task must keep it until it is done."""
+        used, self._used = self._used, []
+        return used
+
+    def _stored(self, array: Any) -> Stored | None:
+        key, seen = id(array), self._seen
+        reference, stored = seen.get(key, (None, None))
+        if reference is None or reference() is not array:
+            seen[key] = weakref.ref(array, lambda dead: _forget(seen, key, dead)), None
             return None
-        try:
-            name = names.new_memory(lambda name: _write(name, array))
-        except OutOfSharedMemory:  # then it must go with each task, when there is room
-            return None
-        if stored is not None:
-            names.remove_segment(stored[1])
-        self._stored[id(array)] = weakref.ref(array), name
-        return name
+        if stored is None:
+            try:
+                stored = Stored(array)
+            except OutOfSharedMemory:  # then it must go with each task, when there is room
+                return None
+            self._all.add(stored)
+            seen[key] = reference, stored
+        return stored
 
     def close(self) -> None:
         """No task needs them any more."""
         self._seen.clear()
-        _remove_all(self._stored, os.getpid())
+        self._used.clear()
+        for stored in list(self._all):
+            stored.remove()
+
+
+def _forget(seen: dict[int, tuple[weakref.ref[Any], Stored | None]], key: int, dead: weakref.ref[Any]) -> None:
+    """An array is gone; unless another one has its place already."""
+    if seen.get(key, (None, None))[0] is dead:
+        del seen[key]
+
+
+def _remove(name: str, pid: int) -> None:
+    if pid == os.getpid():
+        names.remove_segment(name)
 
 
 def _write(name: str, array: Any) -> str:
@@ -77,12 +103,6 @@ def _write(name: str, array: Any) -> str:
         posix_ipc.unlink_shared_memory(name)
         raise OutOfSharedMemory(f"no shared memory for an array of {array.nbytes} bytes: {error}") from error
     return name
-
-
-def _remove_all(stored: dict[int, tuple[weakref.ref[Any], str]], pid: int) -> None:
-    while pid == os.getpid() and stored:
-        _, (_, name) = stored.popitem()
-        names.remove_segment(name)
 
 
 def _mapped(name: str, size: int, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:

@@ -186,6 +186,8 @@ def test_an_array_is_stored_when_it_comes_again() -> None:
     assert arrays.reduced(array) is None
     make, args = arrays.reduced(array)
     assert arrays.reduced(array) == (make, args)
+    used = arrays.take_used()
+    assert len(used) == 2
     assert len(own_names() - before) == 1
     found = make(*args)
     assert (found == 1).all()
@@ -193,8 +195,23 @@ def test_an_array_is_stored_when_it_comes_again() -> None:
     assert own_names() == before
     found += 1
     assert (found == 2).all()
+    del used
     small, objects, slices = numpy.ones(10), numpy.full(200_000, None), numpy.ones(2_000_000)[::2]
     assert [arrays.reduced(one) for one in (small, objects, slices) * 2] == [None] * 6
+
+
+def test_an_array_is_kept_for_its_tasks_and_no_longer() -> None:
+    numpy = pytest.importorskip("numpy")
+    arrays = Repeated()
+    array = numpy.ones(200_000)
+    before = own_names()
+    assert arrays.reduced(array) is None
+    make, args = arrays.reduced(array)
+    used = arrays.take_used()
+    del array
+    assert (make(*args) == 1).all()
+    del used
+    assert own_names() == before
 
 
 def test_an_array_that_takes_the_place_of_another_is_not_mistaken_for_it() -> None:
