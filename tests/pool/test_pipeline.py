@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +312,24 @@ def test_nothing_comes_of_nothing(ordered: bool) -> None:
     assert list(pipeline.run([])) == []
     assert list(pipeline.run([], iter(()))) == []
     assert list(pipeline.run([0, 2])) == []
+
+
+@pytest.mark.parametrize("stage", [Stage(refuse_odd, on_error="skip"), Stage(none_or_many)], ids=["skipped", "none"])
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+def test_nothing_comes_of_the_last_item_in_the_middle(stage: Stage, ordered: bool, gate: Gate) -> None:
+    """Then no other stage has anything to do that could tell of the end."""
+
+    def source() -> Iterator[int]:
+        yield 2
+        await_file(gate.path)
+        yield 5 if stage.function is refuse_odd else 4
+
+    with Pipeline(same, replace(stage, ordered=ordered), same).run(source()) as run:
+        next(run)
+        if stage.function is none_or_many:
+            next(run)
+        gate.open()
+        assert list(run) == []
 
 
 def test_a_run_that_is_over_stays_so() -> None:
@@ -673,6 +693,34 @@ def test_a_generator_begins_anew_though_all_others_never_end(tmp_path: Path) -> 
         assert [next(run) for _ in want] == want
         (first, _) = run.stats()
         assert first.retried == 1
+
+
+def values_in_spite_of_all(count: int, mark: str, x: int) -> Iterator[int]:
+    """Now and then it raises, or dies."""
+    for i in range(count):
+        chance = random.random() * count * 20
+        if chance < 1 and x % 9 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(DEADLINE)
+        if chance < 2:
+            raise OSError(f"by chance, at {mark} {i}")
+        yield x
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pipelines_made_by_chance(seed: int) -> None:
+    """Whatever the stages are: what comes out is what should."""
+    chance = random.Random(seed)
+    want, stages = list(range(100)), []
+    for _ in range(chance.randint(1, 3)):
+        count = chance.choice([1, 2, 90]) if len(want) <= 200 else 1
+        function = functools.partial(values_in_spite_of_all, count, str(seed))
+        batch = chance.choice([None, 1, 5, 100])
+        stages.append(Stage(function, workers=chance.randint(1, 3), batch=batch, retries=100))
+        want = [x for x in want for _ in range(count)]
+    ordered = chance.random() < 0.7
+    found = list(Pipeline(*(replace(stage, ordered=ordered) for stage in stages)).run(range(100)))
+    assert (found if ordered else sorted(found)) == want
 
 
 def test_an_overdue_item_fails_and_its_worker_is_killed() -> None:
