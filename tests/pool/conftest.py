@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import multisocket as ms
-from conftest import DEADLINE, Processes, names_in_shm, wait_until
+from conftest import DEADLINE, Processes, wait_until
 from multisocket.pool import Executor, Pool
 
 
@@ -81,9 +81,8 @@ def living(group: int) -> list[int]:
 
 @pytest.fixture
 def run_script(tmp_path: Path, processes: Processes) -> Iterator[Callable[..., Script]]:
-    """Runs the text of a program; at the end, nothing of it may be left in shared memory."""
+    """Runs the text of a program; in the end all of its processes are ended."""
     started: list[Script] = []
-    before = names_in_shm()
 
     def run(text: str, *args: str) -> Script:
         path = tmp_path / f"script{len(started)}.py"
@@ -106,5 +105,4 @@ def run_script(tmp_path: Path, processes: Processes) -> Iterator[Callable[..., S
         with contextlib.suppress(ProcessLookupError):
             os.killpg(script.process.pid, signal.SIGKILL)
         script.wait_for_all()
-    del before
     ms.clean()
