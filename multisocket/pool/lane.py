@@ -475,6 +475,16 @@ def _error_in(what: int, flags: int, content: parcel.Content) -> BaseException:
     try:
         value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
     except BaseException as error:
-        return error
+        return _without_frames(error)
     raised = value[0] if what == UNSENDABLE else value
-    return raised if isinstance(raised, BaseException) else TypeError(f"{raised!r} was raised")
+    return _without_frames(raised) if isinstance(raised, BaseException) else TypeError(f"{raised!r} was raised")
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """Where it was raised is told by its cause, as text. Frames of this process (tblib, which comes with dask, makes
+    some) would keep alive all that is at hand here, until the garbage collector comes."""
+    seen: BaseException | None = error
+    while seen is not None and seen.__traceback__ is not None:
+        seen.__traceback__ = None
+        seen = seen.__context__
+    return error
