@@ -46,7 +46,7 @@ methods = pytest.mark.parametrize("method", START_METHODS)
 orders = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 
 # Far more than any stage may read ahead.
-MANY = 20_000
+MANY = 8_000
 
 
 @pytest.fixture(autouse=True)
