@@ -19,14 +19,11 @@ import itertools
 import logging
 import os
 import secrets
-import signal
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import wait
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -40,6 +37,7 @@ from . import parcel
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .forms import AWAKE, BATCH, CALL, IN_PARTS, KEPT, LENGTH, NOT_READY, ONE, OUTCOME, PART, STREAM, UNKNOWN
 from .functions import Function, Functions
+from .hand import Hand, how_ended, start
 from .tasks import Source, Task, by_value, described
 from .worker import work
 
@@ -67,6 +65,9 @@ _STILLBORN = 6
 
 _BATCHED = (ONE, CALL, STREAM)
 
+# Even SystemExit: others' callbacks must not end the pool.
+_CALLBACK = "a callback of a pool's task raised an error"
+
 
 class Batch:
     """Tasks that were given out together."""
@@ -85,77 +86,6 @@ class Batch:
             self.tasks[index] = None
             self.left -= 1
         return task
-
-
-class _Sentinel:
-    """What the background thread watches: readable when the process has ended.
-
-    ``Process.sentinel`` is the end of a pipe, whose other end is also with all that the worker has forked, and with
-    what another thread forks just then: while these live, the worker would look alive. So it serves only where the
-    system has nothing better.
-    """
-
-    def __init__(self, process: BaseProcess) -> None:
-        self._own = _pidfd(process.pid)
-        self._descriptor = process.sentinel if self._own is None else self._own
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def __del__(self) -> None:
-        own = getattr(self, "_own", None)
-        if own is not None:
-            os.close(own)
-
-
-def _pidfd(pid: int | None) -> int | None:
-    try:
-        return os.pidfd_open(pid)  # type: ignore[arg-type]
-    except (AttributeError, OSError):
-        return None
-
-
-class Hand:
-    """A worker process, as the boss knows it."""
-
-    def __init__(self, process: BaseProcess) -> None:
-        self.process = process
-        self.sentinel = _Sentinel(process)
-        self.overdue: tuple[int, int] | None = None
-        """The batch and task for which it was killed."""
-
-    def has_ended(self, timeout: float = 0.0) -> bool:
-        """Whether it ends within so many seconds."""
-        return bool(wait([self.sentinel], timeout))  # type: ignore[list-item]
-
-    def reap(self) -> None:
-        """Takes its exit code, when it has ended."""
-        with _processes:
-            self.process.join()
-        # Any thread that starts a process takes exit codes, too: it may have this one, but not noted it yet.
-        end = time.monotonic() + 1.0
-        while self.process.exitcode is None and time.monotonic() < end:
-            time.sleep(0.001)
-
-
-# Held by whoever starts a process or takes its exit code: multiprocessing does the one in the course of the other, and
-# for two threads at once the exit code may be lost.
-_processes = threading.Lock()
-
-
-@contextlib.contextmanager
-def _without_interrupts(method: str) -> Iterator[None]:
-    """Has a new process begin with SIGINT blocked: workers leave that to the boss, but are not ready for it at once."""
-    if method == "forkserver":  # it would pass that on to everybody's processes
-        forkserver.ensure_running()
-        yield
-        return
-    resource_tracker.ensure_running()  # likewise
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Crew:
@@ -439,8 +369,10 @@ class Crew:
         while self._failed:
             with contextlib.suppress(IndexError):  # another thread was faster
                 task, error = self._failed.popleft()
-                with _guarded():
+                try:
                     task.fail(error)
+                except BaseException:
+                    log.exception(_CALLBACK)
 
     # --- workers ---
 
@@ -482,10 +414,7 @@ class Crew:
         self._board.clear(slot)
         guard = names.guard_path()
         args = (self._work, self._board.name, slot, guard, self._initializer, self._initargs, self._max_tasks)
-        process = self._context.Process(target=work, args=args, name=f"multisocket-worker-{slot}", daemon=False)
-        with _processes, _without_interrupts(self._context.get_start_method()):
-            process.start()
-        hand = self._hands[slot] = Hand(process)
+        hand = self._hands[slot] = start(self._context, work, args, f"multisocket-worker-{slot}")
         watcher = background()
         watcher.call(lambda: watcher.watch(hand.sentinel, lambda: self._ended(slot, hand)))
 
@@ -590,8 +519,10 @@ class Crew:
     def _pass_outcome(self, task: Task, what: int, flags: int, content: parcel.Content) -> None:
         if task.is_kept and isinstance(content, memoryview):
             content = self._moved(content)
-        with _guarded():
+        try:
             task.outcome(what, flags, content)
+        except BaseException:
+            log.exception(_CALLBACK)
 
     def _moved(self, content: memoryview) -> memoryview:
         """A content that somebody may keep for long: out of shared memory, when there is much in it already. So workers
@@ -751,7 +682,7 @@ class Crew:
 
     def _lose(self, task: Task, hand: Hand) -> None:
         """A task's worker has died. Without the lock: what describes the task may be anybody's code."""
-        how = _how_ended(hand.process)
+        how = how_ended(hand.process)
         if hand.overdue is not None:
             self._failed.append((task, TaskTimeout(
                 f"{described(task)} took longer than the {self._task_timeout} s of task_timeout: its worker was killed"
@@ -776,7 +707,7 @@ class Crew:
         if self._stillborn >= _STILLBORN + 2 * self.processes:
             what = "its initializer was done" if self._initializer is not None else "it was ready"
             self._break(InitializerFailed(
-                f"{self._stillborn} workers in a row ended before {what}; the last one {_how_ended(process)}"
+                f"{self._stillborn} workers in a row ended before {what}; the last one {how_ended(process)}"
             ))  # fmt: skip
 
     def _break(self, error: BaseException) -> None:
@@ -935,15 +866,6 @@ class Crew:
         return 0 if arena is None else arena.used
 
 
-@contextlib.contextmanager
-def _guarded() -> Iterator[None]:
-    """What others' callbacks raise, even SystemExit, must not end the pool."""
-    try:
-        yield
-    except BaseException:
-        log.exception("a callback of a pool's task raised an error")
-
-
 def _drop_unread(sock: Socket) -> None:
     """What lies in an inbox keeps the memory of what it refers to, even when that is closed."""
     with contextlib.suppress(Timeout, Closed, OutOfSharedMemory):
@@ -961,18 +883,6 @@ def _learn(function: Function, microseconds: int) -> None:
     seconds = max(microseconds, 2) / 1e6
     known = function.seconds
     function.seconds = seconds if known is None else 0.8 * known + 0.2 * seconds
-
-
-def _how_ended(process: BaseProcess) -> str:
-    code = process.exitcode
-    if code is None or code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = " (is memory short?)" if -code == signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
 
 
 def _opened_error(flags: int, content: parcel.Content) -> BaseException:
@@ -1017,10 +927,4 @@ def _end_all() -> None:
         crew.join()
 
 
-def _forget_parents() -> None:
-    global _processes
-    _processes = threading.Lock()
-    _crews.clear()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
+os.register_at_fork(after_in_child=_crews.clear)
