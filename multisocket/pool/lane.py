@@ -353,6 +353,8 @@ class Lane:
         self._waiting += 1
         if isinstance(token, Part):
             token.ahead.count += 1
+            if token.ahead.count >= PARTS_AHEAD:  # who waits for results shall look whether all workers wait
+                self._changed()
 
     def _end(self, item: _Item) -> None:
         """Nothing more comes of this item."""
