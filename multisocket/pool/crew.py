@@ -120,7 +120,7 @@ class Crew:
         self.functions = Functions()
         self.retries = retries
         self.finishes_at_exit = finishes_at_exit
-        self._batch = batch
+        self._batch = None if batch is None else min(batch, _MOST_IN_A_BATCH)
         self._keeps_payloads = keeps_payloads or retries > 0
         self._context: Any = context
         self._initializer = initializer
@@ -152,7 +152,7 @@ class Crew:
         self._failed_starts = 0
         self._start_again = 0.0
         self._done = 0
-        self._busy = 0.0
+        self._busy = 0  # microseconds
         self._most_in_place = _most_in_place()
         self._arena: Arena | None = None
         self._is_closing = False
@@ -175,14 +175,17 @@ class Crew:
         """
         self._check_mine()
         with self._lock:
-            self._check_open(is_expected)
-            self._staff(1)
+            if self._is_ending:
+                self._check_open(is_expected)
+            if len(self._hands) < self.processes:
+                self._staff(1)
             self._backlog.append(task)
             # While outcomes come in they call for more, and then for all that has gathered: so short tasks go out in
             # large batches. Not if somebody may be idle: those who are busy may have no outcome for long.
             if len(self._batches) < self.processes or self._is_due(task):
                 self._pump()
-        self._tell()
+        if self._failed:
+            self._tell()
 
     def add_again(self, task: Task) -> None:
         """Has a task done once more, before those that came after it. Errors: as :meth:`add`."""
@@ -228,6 +231,10 @@ class Crew:
         if self._pid != os.getpid():  # its lock may be held for ever here
             raise NotSupported("a pool is used by the process that made it: make another one here")
 
+    @property
+    def _is_ending(self) -> bool:
+        return self._is_closing or self._is_terminating or self._broken is not None or self._over.is_set()
+
     def _check_open(self, is_expected: bool = False) -> None:
         if self._broken is not None:
             raise self._broken
@@ -237,15 +244,12 @@ class Crew:
     def _is_due(self, task: Task | Source) -> bool:
         if isinstance(task, Source):
             return True
-        return len(self._backlog) >= self.wanted(task.function) and self._work._depth < self.processes
+        wanted = self._batch or task.function.batch
+        return len(self._backlog) >= wanted and self._work._depth < self.processes
 
     def wanted(self, function: Function) -> int:
         """Tasks that make a batch."""
-        if self._batch is not None:
-            return min(self._batch, _MOST_IN_A_BATCH)
-        if function.seconds is None:
-            return 1
-        return max(1, min(_MOST_TASKS, int(BATCH_SECONDS / function.seconds)))
+        return self._batch or function.batch
 
     def hurry(self) -> None:
         """Nothing that would make the backlog larger comes soon."""
@@ -508,9 +512,10 @@ class Crew:
             return
         if not batch.left:
             self._forget(number)
-        _learn(task.function, took)
         self._done += 1
-        self._busy += took / 1e6
+        self._busy += took
+        if not batch.left & 7:  # a part of them tells enough
+            _learn(task.function, took)
         if what == UNKNOWN and not task.function.is_by_value:
             self._do_by_value(task, flags, content)
         else:
@@ -591,8 +596,7 @@ class Crew:
         found = self._board.recall(slot, number) if batch is not None else None
         if batch is None or found is None:
             return
-        function = batch.function
-        function.seconds = max(function.seconds or 0.0, seconds)
+        _learn_at_least(batch.function, seconds)
         recalled = [task for index in range(*found) if (task := batch.drop(index)) is not None]
         self._backlog.extend(recalled)
         if not batch.left:
@@ -857,7 +861,7 @@ class Crew:
     def totals(self) -> tuple[int, float]:
         """Tasks that were done, and the seconds that these took."""
         # Workers count nanoseconds, but not of the last task before they ended.
-        return self._done, max(self._busy, self._board.totals()[1])
+        return self._done, max(self._busy / 1e6, self._board.totals()[1])
 
     @property
     def memory_used(self) -> int:
@@ -880,9 +884,18 @@ def _most_in_place() -> int:
 
 
 def _learn(function: Function, microseconds: int) -> None:
+    """So long did a call take."""
     seconds = max(microseconds, 2) / 1e6
     known = function.seconds
     function.seconds = seconds if known is None else 0.8 * known + 0.2 * seconds
+    function.batch = max(1, min(_MOST_TASKS, int(BATCH_SECONDS / function.seconds)))
+
+
+def _learn_at_least(function: Function, seconds: float) -> None:
+    """So long does one take by now."""
+    if function.seconds is None or function.seconds < seconds:
+        function.seconds = seconds
+        function.batch = max(1, int(BATCH_SECONDS / seconds))
 
 
 def _opened_error(flags: int, content: parcel.Content) -> BaseException:

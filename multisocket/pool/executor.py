@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ..errors import Closed
+from ..late_future import LateFuture
 from . import parcel
 from .crew import Crew
 from .forms import STAR
@@ -32,7 +33,7 @@ class _Call(Valued):
 
     __slots__ = ("_is_started", "future")
 
-    def __init__(self, function: Function, kind: int, payload: Payload, future: Future[Any]) -> None:
+    def __init__(self, function: Function, kind: int, payload: Payload, future: LateFuture[Any]) -> None:
         super().__init__(function, kind, payload)
         self.future = future
         self._is_started = False
@@ -45,7 +46,7 @@ class _Call(Valued):
 
     def finish(self, value: Any) -> None:
         """See :class:`Valued`."""
-        self.future.set_result(value)
+        self.future.finish(value)
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Task`."""
@@ -113,7 +114,6 @@ class Executor(BaseExecutor):
         :raises RuntimeError: after :meth:`shutdown`.
         :raises InitializerFailed: workers cannot start.
         """
-        self._check_open()
         try:
             kind, payload = packed_call(args, kwargs)
         except Exception as error:  # told by the Future
@@ -121,7 +121,7 @@ class Executor(BaseExecutor):
         return self._submit(fn, kind, payload)
 
     def _submit(self, fn: Callable[..., Any], kind: int, payload: parcel.Packed) -> Future[Any]:
-        future: Future[Any] = Future()
+        future: LateFuture[Any] = LateFuture()
         try:
             function = self._crew.functions.of(fn)
         except Exception as error:

@@ -41,10 +41,11 @@ class Function:
 
     :ivar blob: bytes that say which, the same for the same function.
     :ivar seconds: that a call takes, lately; None: not known.
+    :ivar batch: calls that are given out together.
     :ivar original: what it was made of, if it is one of ``__main__``: by then its name may stand for another one.
     """
 
-    __slots__ = ("__weakref__", "_remove", "blob", "is_by_value", "name", "original", "seconds")
+    __slots__ = ("__weakref__", "_remove", "batch", "blob", "is_by_value", "name", "original", "seconds")
 
     def __init__(
         self, blob: bytes, name: str, *, is_by_value: bool = False, original: Callable[..., Any] | None = None
@@ -52,6 +53,7 @@ class Function:
         self.name = name
         self.original = original
         self.seconds: float | None = None
+        self.batch = 1
         self.is_by_value = is_by_value
         self._remove: Callable[[], object] | None = None
         self.blob = blob if len(blob) <= _LONG else _STORED + self._store(blob)

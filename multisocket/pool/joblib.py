@@ -34,6 +34,7 @@ from typing import Any
 import joblib
 from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBackend
 
+from ..late_future import LateFuture
 from . import parcel
 from .executor import Executor, _Call
 from .forms import ONE, OUTCOME, STAR
@@ -273,7 +274,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
         :param func: the batch.
         :param callback: called with the Future.
         """
-        future: Future[Any] = Future()
+        future: LateFuture[Any] = LateFuture()
         # Much of this happens in a thread that nobody hears: errors are told by the Future.
         try:
             self._give(func.items, future)
@@ -286,7 +287,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
 
     apply_async = submit  # for joblib before 1.5
 
-    def _give(self, items: list[_Item], future: Future[Any]) -> None:
+    def _give(self, items: list[_Item], future: LateFuture[Any]) -> None:
         if self._executor is None:
             raise RuntimeError("this call has ended: was the generator of its results dropped?")
         crew, call = self._executor._crew, self._call

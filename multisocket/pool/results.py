@@ -25,6 +25,11 @@ log = logging.getLogger("multisocket")
 
 # Tasks of an imap for each worker, however large they are: so that none is idle.
 _LEAST_AHEAD = 4
+# Bytes of an imap's items and results, wherever they are until they are taken. Smaller ones than that are not counted.
+_MOST_BYTES = 256 << 20
+_SMALL = 4096
+# Small results that are taken out together.
+_FETCH = 64
 
 Callback = Callable[[Any], object]
 
@@ -255,62 +260,9 @@ class Map(Source):
 # imap
 
 
-class _Load:
-    """Bytes of an imap's items and results, wherever they are until they are taken. What bounds memory when they are
-    large.
-
-    :param least: tasks that are on their way however large they are.
-    """
-
-    MOST = 256 << 20
-    # Smaller ones are not counted: tasks are.
-    SMALL = 4096
-
-    def __init__(self, least: int) -> None:
-        self.bytes = 0
-        self._least = least
-        self._given = self._heard = self._taken = 0
-        self._result: float | None = None  # as large are results lately
-        self._lock = threading.Lock()
-        self._changed = threading.Event()
-
-    def give(self, size: int) -> None:
-        """A task was made of an item."""
-        with self._lock:
-            self._given += 1
-            self.bytes += size
-
-    def hear(self, size: int, item: int) -> None:
-        """A result has come; its item was so large."""
-        with self._lock:
-            self._heard += 1
-            self.bytes += size - item
-            self._result = size if self._result is None else max(size, 0.9 * self._result)
-        self._changed.set()
-
-    def take(self, size: int) -> None:
-        """A result was taken."""
-        with self._lock:
-            self._taken += 1
-            self.bytes -= size
-        self._changed.set()
-
-    def has_room(self) -> bool:
-        """Whether another task may be given."""
-        self._changed.clear()
-        if self._given - self._taken < self._least:
-            return True
-        if self._result is None:
-            return False
-        return self.bytes + self._result * (self._given - self._heard) <= self.MOST
-
-    def wait(self, timeout: float) -> None:
-        """Until something has changed since :meth:`has_room`."""
-        self._changed.wait(timeout)
-
-
 def _counted(size: int) -> int:
-    return size if size >= _Load.SMALL else 0
+    """Bytes of something as they count: of small things only the number does."""
+    return size if size >= _SMALL else 0
 
 
 def _size_of(came: Any) -> int:
@@ -323,25 +275,22 @@ class _Item(PoolTask):
     __slots__ = ("_iterator", "_number", "_size")
 
     def __init__(self, function: Function, kind: int, payload: Payload, number: int, iterator: IMapIterator) -> None:
-        super().__init__(function, kind, payload)
+        # There are many of them, so the steps of the base classes are done here.
+        self.function = function
+        self.kind = kind
+        self.payload = payload
+        self.tries = 0
         self._iterator = iterator
         self._number = number
         self._size = _counted(parcel.size_of(payload))
-        iterator._load.give(self._size)
-
-    def start(self) -> bool:
-        """See :class:`Task`."""
-        return True
 
     def outcome(self, what: int, flags: int, content: parcel.Content) -> None:
         """See :class:`Task`. The object is made by who wants it, in its own thread."""
-        self._iterator._load.hear(_counted(len(content)), self._size)
-        self._iterator._put(self._number, (what, flags, content))
+        self._iterator._put(self._number, (what, flags, content), self._size, _counted(len(content)))
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Task`."""
-        self._iterator._load.hear(0, self._size)
-        self._iterator._put(self._number, error)
+        self._iterator._put(self._number, error, self._size, 0)
 
 
 def _value_of(what: int, flags: int, content: parcel.Content) -> Any:
@@ -355,6 +304,69 @@ def _value_of(what: int, flags: int, content: parcel.Content) -> Any:
     raise value[1] if what == UNSENDABLE else value  # a pair, see forms.py
 
 
+class _Ahead:
+    """What is on its way between who reads items and who takes results. It is bounded: tasks by their number, and by
+    their bytes when they are large.
+
+    :param most: tasks whose results have not been taken, at the most.
+    :param least: so many of them may be on their way, however large they are.
+    """
+
+    def __init__(self, most: int, least: int) -> None:
+        self._most = most
+        self._least = least
+        self.lock = threading.Lock()
+        self._left = threading.Condition(self.lock)
+        self._is_waiting = False
+        # The reader's alone; all that follows only with the lock.
+        self.given = 0
+        self._heard = self.taken = 0
+        self.bytes = 0
+        self._result_size: float | None = None
+
+    def give(self, size: int) -> int:
+        """A task is made of an item of so many bytes: its number."""
+        number = self.given
+        self.given += 1
+        if size:
+            with self.lock:
+                self.bytes += size
+        return number
+
+    def hear(self, item_size: int, size: int) -> None:
+        """Its result has come, of so many bytes. With the lock."""
+        self._heard += 1
+        if size or item_size or self._result_size is None:
+            self.bytes += size - item_size
+            self._result_size = size if self._result_size is None else max(size, 0.9 * self._result_size)
+
+    def take(self, size: int) -> None:
+        """A result is taken. With the lock."""
+        self.taken += 1
+        self.bytes -= size
+        if self._is_waiting:
+            self._left.notify()
+
+    def has_room(self) -> bool:
+        """Whether another task may be given."""
+        ahead = self.given - self.taken
+        if ahead < self._least:
+            return True
+        if ahead >= self._most:
+            return False
+        # Of results that have not come it is believed that they are as large as those that have.
+        coming = (self._result_size or 0.0) * (self.given - self._heard)
+        return self._result_size is not None and self.bytes + coming <= _MOST_BYTES
+
+    def await_room(self, timeout: float) -> bool:
+        """Whether there is, within so many seconds."""
+        with self.lock:
+            self._is_waiting = True
+            has_room = self.has_room() or (self._left.wait(timeout) and self.has_room())
+            self._is_waiting = False
+            return has_room
+
+
 class IMapIterator:
     """Gives results as they come. A thread reads the items, as fast as results are taken: a source may be endless.
 
@@ -365,37 +377,45 @@ class IMapIterator:
     def __init__(self, crew: Crew, ahead: int, chunks: bool) -> None:
         self._crew = crew
         self._chunks = chunks
+        self._ahead = _Ahead(ahead, _LEAST_AHEAD * crew.processes)
+        # What is for whoever takes results next, without a lock.
+        self._mine: deque[Any] = deque()
+        # Guards all that follows.
+        self._lock = self._ahead.lock
+        self._came = threading.Condition(self._lock)
         self._ready: deque[Any] = deque()
-        self._came = threading.Condition(threading.Lock())
-        self._room = threading.Semaphore(ahead)
-        self._load = _Load(_LEAST_AHEAD * crew.processes)
-        self._taken = 0
+        self._waiting = 0
         self._length: int | None = None
-        self._unpacked: deque[Any] = deque()
         self._pool: Any = None
         """Lives as long as results may come."""
 
     def _start(self, function: Function, items: Iterator[Any], kind: int) -> None:
         """Begins to read the items."""
-        feeder = _Feeder(self, function, items, kind)
+        reader = _Reader(self, function, items, kind)
         self._crew.expect_more()
-        threading.Thread(target=feeder.run, name="multisocket-feeder", daemon=True).start()
+        threading.Thread(target=reader.run, name="multisocket-reader", daemon=True).start()
 
-    def _end(self, given: int, error: BaseException | None) -> None:
-        """So many tasks were given; reading the next item has raised this."""
+    # --- for the thread that reads the items ---
+
+    def _end(self, error: BaseException | None) -> None:
+        """There are no more items; or reading the next one has raised this."""
         if error is not None:
-            self._put(given, error)
-            given += 1
-        with self._came:
-            self._length = given
+            self._put(self._ahead.give(0), error, 0, 0)
+        with self._lock:
+            self._length = self._ahead.given
             self._came.notify_all()
 
     # --- for the crew's thread ---
 
-    def _put(self, number: int, came: Any) -> None:
+    def _put(self, number: int, came: Any, item_size: int, size: int) -> None:
+        with self._lock:
+            self._ahead.hear(item_size, size)
+            self._enter(number, came)
+            if self._waiting:
+                self._came.notify()
+
+    def _enter(self, number: int, came: Any) -> None:
         self._ready.append(came)
-        with self._came:
-            self._came.notify()
 
     # --- for who takes them ---
 
@@ -409,60 +429,68 @@ class IMapIterator:
         :raises multiprocessing.TimeoutError: none came in that time.
         :raises Exception: what the task has raised; ``WorkerDied``, ``TaskTimeout``.
         """
-        if self._unpacked:
-            return self._unpacked.popleft()
-        came = self._take(timeout)
-        self._room.release()
-        self._load.take(_size_of(came))
+        came = None
+        while came is None:
+            with contextlib.suppress(IndexError):
+                came = self._mine.popleft()
+            if came is None:
+                self._fetch(timeout)
         if isinstance(came, BaseException):
             raise came
+        if type(came) is _Value:  # of a chunk
+            return came.value
         value = _value_of(*came)
         if not self._chunks:
             return value
-        self._unpacked.extend(value)
+        self._mine.extendleft(map(_Value, reversed(value)))
         return self.next(timeout)
 
     __next__ = next
 
-    def _take(self, timeout: float | None) -> Any:
-        """What has come next."""
-        came = None
-        with contextlib.suppress(IndexError):
-            came = self._ready.popleft()
-        if came is None:
-            came = self._wait(timeout)
-        self._taken += 1
-        return came
-
-    def _wait(self, timeout: float | None) -> Any:
+    def _fetch(self, timeout: float | None) -> None:
+        """Moves what has come to where it is taken without a lock: some small results, or a large one."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._came:
-            while not self._has_next():
-                if self._taken == self._length:
+        with self._lock:
+            while not self._ready:
+                if self._ahead.taken == self._length:
                     self._pool = None
                     raise StopIteration
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     raise PoolTimeoutError(f"no result within {timeout} s")
-                self._came.wait(left)
-            return self._ready.popleft()
+                self._waiting += 1
+                try:
+                    self._came.wait(left)
+                finally:
+                    self._waiting -= 1
+            for _ in range(min(len(self._ready), _FETCH)):
+                came = self._ready.popleft()
+                self._mine.append(came)
+                size = _size_of(came)
+                self._ahead.take(size)
+                if size:
+                    break
 
-    def _has_next(self) -> bool:
-        return bool(self._ready)
+
+class _Value:
+    """One of the results of a chunk."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
-class _Feeder:
+class _Reader:
     """Reads the items of an imap, in a thread of its own; until nobody has the iterator any more."""
 
     def __init__(self, iterator: IMapIterator, function: Function, items: Iterator[Any], kind: int) -> None:
         self._iterator = weakref.ref(iterator)
+        self._ahead = iterator._ahead
         self._crew = iterator._crew
-        self._room = iterator._room
-        self._load = iterator._load
         self._function = function
         self._items = items
         self._kind = kind
-        self._given = 0
         self._is_bounded = True
 
     def run(self) -> None:
@@ -476,7 +504,7 @@ class _Feeder:
         error: BaseException | None = None
         try:
             for item in self._items:
-                if not self._await_room() or not self._give(item):
+                if not self._give(item):
                     return
         except Error as raised:  # the pool has ended: where that was told refers to the iterator
             error = raised.with_traceback(None)
@@ -484,48 +512,43 @@ class _Feeder:
             error = raised
         iterator = self._iterator()
         if iterator is not None:
-            iterator._end(self._given, error)
+            iterator._end(error)
         # Its traceback refers to these.
         del iterator, error
         self._crew.hurry()
 
     def _give(self, item: Any) -> bool:
+        """False: nobody wants more."""
+        if not (self._ahead.has_room() or self._finds_room()):
+            return False
         iterator = self._iterator()
         if iterator is None:
             return False
         try:
             packed = parcel.pack(item)
         except Exception as error:  # it cannot be pickled: only this one fails
-            self._load.give(0)
-            self._load.hear(0, 0)
-            iterator._put(self._given, error)
-        else:
-            self._crew.add(_Item(self._function, self._kind, packed, self._given, iterator), is_expected=True)
-        self._given += 1
-        return True
-
-    def _await_room(self) -> bool:
-        """False: nobody wants more."""
-        if not self._room.acquire(blocking=False):
-            self._crew.hurry()
-            while self._is_bounded and not self._room.acquire(timeout=0.1):
-                if not self._is_wanted():
-                    return False
-        if not self._load.has_room():
-            self._crew.hurry()
-            while self._is_bounded and not self._load.has_room():
-                self._load.wait(0.1)
-                if not self._is_wanted():
-                    return False
-        return True
-
-    def _is_wanted(self) -> bool:
-        if self._iterator() is None:
+            iterator._put(self._ahead.give(0), error, 0, 0)
+            return True
+        number = self._ahead.give(_counted(parcel.size_of(packed)))
+        task = _Item(self._function, self._kind, packed, number, iterator)
+        try:
+            self._crew.add(task, is_expected=True)
+        except Error as error:  # the pool has ended
+            task.fail(error.with_traceback(None))  # that refers to the iterator
+            iterator._end(None)
             return False
-        if self._crew.is_over:
-            raise Terminated("the pool has ended")
-        if self._crew.is_closing:  # nobody may be there to take results, but all are to be done
-            self._is_bounded = False
+        return True
+
+    def _finds_room(self) -> bool:
+        """False: nobody has the iterator any more."""
+        self._crew.hurry()
+        while self._is_bounded and not self._ahead.await_room(0.1):
+            if self._iterator() is None:
+                return False
+            if self._crew.is_over:
+                raise Terminated("the pool has ended")
+            if self._crew.is_closing:  # nobody may be there to take results, but all are to be done
+                self._is_bounded = False
         return True
 
 
@@ -541,13 +564,11 @@ class IMapOrderedIterator(IMapIterator):
         self._early: dict[int, Any] = {}
         self._next = 0
 
-    def _put(self, number: int, came: Any) -> None:
-        with self._came:
-            self._early[number] = came
-            while self._next in self._early:
-                self._ready.append(self._early.pop(self._next))
-                self._next += 1
-            self._came.notify()
+    def _enter(self, number: int, came: Any) -> None:
+        self._early[number] = came
+        while self._next in self._early:
+            self._ready.append(self._early.pop(self._next))
+            self._next += 1
 
 
 def as_items(iterable: Iterable[Any], chunksize: int) -> tuple[int, Iterator[Any]]:

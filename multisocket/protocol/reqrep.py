@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from concurrent.futures._base import FINISHED, PENDING
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, Timeout
+from ..late_future import LateFuture
 from ..message import CONTROL, TO_DESTINATION, Message
 from ..shm import UNSET, Unset
 from ..socket import Socket
@@ -128,60 +128,24 @@ class _Waiting(Waiter):
         """The thread finds out by itself."""
 
 
-class _Future(Future[bytes]):
-    """Makes its condition, most of what a Future costs, only when somebody waits for it, watches or cancels it.
-
-    Until then, a result is set with the Req's lock alone. Who needs the condition adds it with that lock, so either it
-    is there when the result comes, or the result is there for whoever added it.
-    """
+class _Future(LateFuture[bytes]):
+    """The future of a reply."""
 
     head: bytes
 
     def __init__(self, req: Req) -> None:
-        # All that Future.__init__ does, but for the condition.
-        self._state = PENDING
-        self._result: bytes | None = None
-        self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
+        super().__init__()
         self._req = req
-        self._made: threading.Condition | None = None
         self._is_cancel_told = False
-
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        if self._made is None:
-            # Made without the lock: a collection of garbage may begin here, and run anything.
-            made = threading.Condition()
-            with self._req._lock:
-                if self._made is None:
-                    self._made = made
-        return self._made
 
     def told(self, msg: Message) -> None:
         self._req._forget_future(self.head)
         try:
-            self._finish(content_of(msg))
+            self.finish(content_of(msg))
         except InvalidStateError:  # cancelled meanwhile
             pass
         except Error as error:
             self.failed(error)
-
-    def _finish(self, content: bytes) -> None:
-        with self._req._lock:
-            if self._made is None:
-                self._result = content
-                self._state = FINISHED
-                return
-        self.set_result(content)
-
-    def result(self, timeout: float | None = None) -> bytes:
-        if self._made is None and self._state == FINISHED:
-            return self._result  # type: ignore[return-value]
-        return super().result(timeout)
-
-    def done(self) -> bool:
-        return self._state == FINISHED if self._made is None else super().done()
 
     def failed(self, error: Exception) -> None:
         try:

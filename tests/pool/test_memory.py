@@ -35,7 +35,7 @@ class Source:
 
 
 def feeders() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "multisocket-feeder"]
+    return [thread for thread in threading.enumerate() if thread.name == "multisocket-reader"]
 
 
 @ways
@@ -52,18 +52,18 @@ def test_an_endless_source_is_read_as_far_as_results_are_taken(make_pool: Make, 
 
 @ways
 def test_large_items_are_not_read_far_ahead(make_pool: Make, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr(results._Load, "MOST", 20 * MB)
+    monkeypatch.setattr(results, "_MOST_BYTES", 20 * MB)
     source = Source(lambda i: bytes([i % 256]) * MB)
     iterator = getattr(make_pool(2), way)(len, source)
     for _ in range(200):
-        assert iterator._load.bytes <= 22 * MB
+        assert iterator._ahead.bytes <= 22 * MB
         assert next(iterator) == MB
     assert source.read < 2000
 
 
 @ways
 def test_large_results_are_not_made_far_ahead(make_pool: Make, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr(results._Load, "MOST", 20 * MB)
+    monkeypatch.setattr(results, "_MOST_BYTES", 20 * MB)
     source = Source()
     iterator = getattr(make_pool(2), way)(jobs.make_bytes, source)
     for taken in range(200):
@@ -73,7 +73,7 @@ def test_large_results_are_not_made_far_ahead(make_pool: Make, monkeypatch: pyte
 
 def test_one_slow_item_does_not_stop_an_imap_for_ever(make_pool: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that may lie there lies there, and waits for its turn."""
-    monkeypatch.setattr(results._Load, "MOST", 4 * MB)
+    monkeypatch.setattr(results, "_MOST_BYTES", 4 * MB)
     pool = make_pool(2)
     assert [len(one) for one in pool.imap(jobs.slow_first_bytes, range(50))] == [MB] * 50
 
