@@ -1,8 +1,8 @@
 """Which identifiers does Python's standard library use most?
 
 One process reads the files, worker processes tokenize them (that is what takes the time), and the first one adds up
-what they found. All workers take their jobs from one Socket: whoever is free gets the next file. When a worker dies, one
-file is lost, and reported.
+what they found. All workers take their jobs from one Socket: whoever is free gets the next file. When a worker dies,
+one file is lost, and reported.
 
     python examples/identifiers.py                      # the standard library of the running Python
     python examples/identifiers.py FOLDER --workers 4

@@ -26,7 +26,7 @@ from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .forms import DONE, ENDED, IN_PARTS, OUTCOME, PART, STREAM, UNSENDABLE
 from .functions import Function
 from .stage import RAISE, SKIP, Stage, StageError, StageStats
-from .tasks import Payload, Source, Task
+from .tasks import Payload, Source, Task, without_frames
 from .worker import PARTS_AHEAD
 
 log = logging.getLogger("multisocket")
@@ -477,16 +477,6 @@ def _error_in(what: int, flags: int, content: parcel.Content) -> BaseException:
     try:
         value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
     except BaseException as error:
-        return _without_frames(error)
+        return without_frames(error)
     raised = value[0] if what == UNSENDABLE else value
-    return _without_frames(raised) if isinstance(raised, BaseException) else TypeError(f"{raised!r} was raised")
-
-
-def _without_frames(error: BaseException) -> BaseException:
-    """Where it was raised is told by its cause, as text. Frames of this process (tblib, which comes with dask, makes
-    some) would keep alive all that is at hand here, until the garbage collector comes."""
-    seen: BaseException | None = error
-    while seen is not None and seen.__traceback__ is not None:
-        seen.__traceback__ = None
-        seen = seen.__context__
-    return error
+    return without_frames(raised) if isinstance(raised, BaseException) else TypeError(f"{raised!r} was raised")

@@ -19,7 +19,7 @@ from .crew import BATCH_SECONDS, Crew
 from .errors import Terminated
 from .forms import DONE, IN_PARTS, MAP, ONE, OUTCOME, UNSENDABLE
 from .functions import Function
-from .tasks import Payload, Source, Task, Valued
+from .tasks import Payload, Source, Task, Valued, without_frames
 
 log = logging.getLogger("multisocket")
 
@@ -301,7 +301,7 @@ def _value_of(what: int, flags: int, content: parcel.Content) -> Any:
     value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
     if what == DONE:
         return value
-    raise value[1] if what == UNSENDABLE else value  # a pair, see forms.py
+    raise without_frames(value[1] if what == UNSENDABLE else value)  # a pair, see forms.py
 
 
 class _Ahead:

@@ -79,14 +79,12 @@ class Valued(Task):
         try:
             value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
         except BaseException as error:
-            self.fail(error)
+            self.fail(without_frames(error))
             return
         if what == DONE:
             self.finish(value)
-        elif what == UNSENDABLE:
-            self.fail(self.refusal(*value))
         else:
-            self.fail(value)
+            self.fail(without_frames(self.refusal(*value) if what == UNSENDABLE else value))
 
     def finish(self, value: Any) -> None:
         """It is done."""
@@ -99,6 +97,16 @@ class Valued(Task):
         :param told: the same, as ``multiprocessing.Pool`` tells it.
         """
         return error
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Where it was raised is told by its cause, as text. Frames of this process (tblib, which comes with dask, makes
+    some) would keep alive all that is at hand here, until the garbage collector comes."""
+    seen: BaseException | None = error
+    while seen is not None and seen.__traceback__ is not None:
+        seen.__traceback__ = None
+        seen = seen.__context__
+    return error
 
 
 def packed_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, parcel.Packed]:

@@ -266,6 +266,8 @@ def _surely_packed(error: BaseException) -> parcel.Packed:
 def _packed_refusal(error: BaseException, result: Any) -> parcel.Packed:
     """That the result cannot be pickled: why, and the same as ``multiprocessing.Pool`` tells it."""
     told = MaybeEncodingError(error, result)
+    # With tblib, which comes with dask, an error travels with what it came of: perhaps the very thing that cannot.
+    error.__context__ = error.__cause__ = None
     try:
         return parcel.pack((_Failure(error, pickle.dumps(error, 5)), told))
     except BaseException:

@@ -605,7 +605,7 @@ def test_ctrl_c_ends_all_without_a_word_from_workers(run_script: Make, method: s
     script.interrupt()
     code, _, errors = script.end()
     assert code == -signal.SIGINT
-    assert "multisocket-worker" not in errors
+    assert "Process multisocket-worker" not in errors
     if method == "forkserver":  # that server itself, and what it starts, may be interrupted too early
         return
     assert errors.count("Traceback") == errors.count("KeyboardInterrupt\n") == 1, errors
