@@ -77,7 +77,8 @@ def _without_interrupts(method: str) -> Iterator[None]:
         forkserver.ensure_running()
         yield
         return
-    resource_tracker.ensure_running()  # likewise
+    if method == "spawn":
+        resource_tracker.ensure_running()  # likewise
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

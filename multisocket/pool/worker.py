@@ -98,7 +98,7 @@ def _leave_signals_to_boss() -> None:
     # A handler that the boss's process has set is about that process.
     if callable(signal.getsignal(signal.SIGTERM)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Blocked until here, see crew.py; not for programs that tasks start.
+    # Blocked until here, see hand.py; not for programs that tasks start.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 

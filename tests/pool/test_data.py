@@ -280,7 +280,7 @@ def test_errors_that_cannot_travel_fail_their_task(make_executor: Make) -> None:
     with pytest.raises(TypeError, match="this error cannot be pickled"):
         executor.submit(jobs.raise_unsendable).result(DEADLINE)
     # With tblib, which comes with dask, it can be unpickled.
-    with pytest.raises((pickle.UnpicklingError, jobs.TwoArguments), match="missing 1 required|one and two") as raised:
+    with pytest.raises((pickle.UnpicklingError, jobs.TwoArguments), match=r"missing 1 required|one and two") as raised:
         executor.submit(jobs.raise_two).result(DEADLINE)
     assert "TwoArguments: one and two" in str(raised.value.__cause__), "what it was in the worker"
     assert "in raise_two" in str(raised.value.__cause__)
