@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import marshal
-import mmap
-import os
 import pickle
 import weakref
 from collections import OrderedDict
@@ -19,11 +17,8 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-import posix_ipc
-
-from .. import names
-from ..errors import OutOfSharedMemory
 from . import parcel
+from .stored import Stored, open_stored
 
 _BY_NAME = b"n"
 _OF_MAIN = b"m"
@@ -45,7 +40,7 @@ class Function:
     :ivar original: what it was made of, if it is one of ``__main__``: by then its name may stand for another one.
     """
 
-    __slots__ = ("__weakref__", "_remove", "batch", "blob", "is_by_value", "name", "original", "seconds")
+    __slots__ = ("__weakref__", "_stored", "batch", "blob", "is_by_value", "name", "original", "seconds")
 
     def __init__(
         self, blob: bytes, name: str, *, is_by_value: bool = False, original: Callable[..., Any] | None = None
@@ -55,35 +50,13 @@ class Function:
         self.seconds: float | None = None
         self.batch = 1
         self.is_by_value = is_by_value
-        self._remove: Callable[[], object] | None = None
-        self.blob = blob if len(blob) <= _LONG else _STORED + self._store(blob)
-
-    def _store(self, blob: bytes) -> bytes:
-        name = names.new_memory(lambda name: _write(name, blob))
-        self._remove = weakref.finalize(self, _remove, name, os.getpid())
-        return name.encode()
+        self._stored = Stored(blob) if len(blob) > _LONG else None
+        self.blob = blob if self._stored is None else _STORED + self._stored.name.encode()
 
     def close(self) -> None:
         """No worker asks for it any more."""
-        if self._remove is not None:
-            self._remove()
-
-
-def _write(name: str, blob: bytes) -> str:
-    memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-    try:
-        # Unlike a store into a mapping, this is an error when there is no memory.
-        with os.fdopen(memory.fd, "wb") as file:
-            file.write(blob)
-    except OSError as error:
-        posix_ipc.unlink_shared_memory(name)
-        raise OutOfSharedMemory(f"no shared memory for a function of {len(blob)} bytes: {error}") from error
-    return name
-
-
-def _remove(name: str, pid: int) -> None:
-    if pid == os.getpid():
-        names.remove_segment(name)
+        if self._stored is not None:
+            self._stored.close()
 
 
 class Functions:
@@ -225,7 +198,8 @@ class Loaded:
 
 def _loads(blob: bytes) -> Callable[..., Any]:
     if blob[:1] == _STORED:
-        blob = _read(blob[1:].decode())
+        with open_stored(blob[1:].decode()) as stored:
+            blob = stored[:]
     try:
         if blob[:1] == _BY_NAME:
             return pickle.loads(memoryview(blob)[1:])  # type: ignore[no-any-return]
@@ -238,12 +212,3 @@ def _loads(blob: bytes) -> Callable[..., Any]:
             " cloudpickle"
         )
     return found
-
-
-def _read(name: str) -> bytes:
-    memory = posix_ipc.SharedMemory(name)
-    try:
-        with mmap.mmap(memory.fd, memory.size, prot=mmap.PROT_READ) as mapped:
-            return mapped[:]
-    finally:
-        memory.close_fd()

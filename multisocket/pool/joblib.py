@@ -39,7 +39,8 @@ from . import parcel
 from .executor import Executor, _Call
 from .forms import ONE, OUTCOME, STAR
 from .functions import _BY_NAME, Function, Functions
-from .repeated import Repeated, Stored
+from .repeated import Repeated
+from .stored import Stored
 
 NAME = "multisocket"
 """Of the backend."""

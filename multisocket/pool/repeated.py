@@ -6,30 +6,16 @@ travels with the task. An array that its owner changes meanwhile is seen as it w
 
 from __future__ import annotations
 
-import mmap
-import os
 import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-import posix_ipc
-
-from .. import names
 from ..errors import OutOfSharedMemory
+from .stored import Stored, open_stored
 
 LARGE = 1 << 20
 """Bytes from which on this is worth it."""
-
-
-class Stored:
-    """An array in shared memory, as long as somebody refers to this."""
-
-    __slots__ = ("__weakref__", "name", "remove")
-
-    def __init__(self, array: Any) -> None:
-        self.name = names.new_memory(lambda name: _write(name, array))
-        self.remove = weakref.finalize(self, _remove, self.name, os.getpid())
 
 
 class Repeated:
@@ -52,7 +38,7 @@ class Repeated:
             return None
         self._used.append(stored)
         order = "C" if obj.flags.c_contiguous else "F"
-        return _mapped, (stored.name, obj.nbytes, obj.dtype, obj.shape, order)
+        return _mapped, (stored.name, obj.dtype, obj.shape, order)
 
     def take_used(self) -> list[Stored]:
         """What was used since the last time: a task must keep it until it is done."""
@@ -60,6 +46,7 @@ class Repeated:
         return used
 
     def _stored(self, array: Any) -> Stored | None:
+        reference: Any
         key, seen = id(array), self._seen
         reference, stored = seen.get(key, (None, None))
         if reference is None or reference() is not array:
@@ -67,7 +54,7 @@ class Repeated:
             return None
         if stored is None:
             try:
-                stored = Stored(array)
+                stored = Stored(array.reshape(-1, order="A").view("u1").data)
             except OutOfSharedMemory:  # then it must go with each task, when there is room
                 return None
             self._all.add(stored)
@@ -79,7 +66,7 @@ class Repeated:
         self._seen.clear()
         self._used.clear()
         for stored in list(self._all):
-            stored.remove()
+            stored.close()
 
 
 def _forget(seen: dict[int, tuple[weakref.ref[Any], Stored | None]], key: int, dead: weakref.ref[Any]) -> None:
@@ -88,29 +75,7 @@ def _forget(seen: dict[int, tuple[weakref.ref[Any], Stored | None]], key: int, d
         del seen[key]
 
 
-def _remove(name: str, pid: int) -> None:
-    if pid == os.getpid():
-        names.remove_segment(name)
-
-
-def _write(name: str, array: Any) -> str:
-    memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-    try:
-        # Unlike a store into a mapping, this is an error when there is no memory.
-        with os.fdopen(memory.fd, "wb") as file:
-            file.write(array.reshape(-1, order="A").view("u1").data)
-    except OSError as error:
-        posix_ipc.unlink_shared_memory(name)
-        raise OutOfSharedMemory(f"no shared memory for an array of {array.nbytes} bytes: {error}") from error
-    return name
-
-
-def _mapped(name: str, size: int, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
+def _mapped(name: str, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
     import numpy
 
-    memory = posix_ipc.SharedMemory(name)
-    try:
-        content = mmap.mmap(memory.fd, size, access=mmap.ACCESS_COPY)
-    finally:
-        memory.close_fd()
-    return numpy.frombuffer(content, dtype).reshape(shape, order=order)
+    return numpy.frombuffer(open_stored(name), dtype).reshape(shape, order=order)

@@ -518,12 +518,12 @@ def test_functions_of_main_are_as_they_are_at_the_call(run_script: Callable[...,
 def test_ctrl_c_ends_a_call(run_script: Callable[..., Any]) -> None:
     script = run_script(
         """
-        import time
+        import os, time
         from joblib import Parallel, delayed
         import multisocket.pool.joblib
 
         def work(x):
-            print("begun", flush=True)
+            os.write(1, b"begun\\n")  # in one piece
             time.sleep(60)
 
         try:
