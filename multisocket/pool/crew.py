@@ -34,8 +34,9 @@ from ..errors import Closed, NotSupported, OutOfSharedMemory, Timeout
 from ..shm import Arena, Board, copy
 from ..socket import Socket
 from . import parcel
+from .backlog import Backlog
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
-from .forms import AWAKE, BATCH, CALL, IN_PARTS, KEPT, LENGTH, NOT_READY, ONE, OUTCOME, PART, STREAM, UNKNOWN
+from .forms import AWAKE, BATCH, IN_PARTS, KEPT, LENGTH, NOT_READY, OUTCOME, PART, UNKNOWN
 from .functions import Function, Functions
 from .hand import Hand, how_ended, start
 from .tasks import Source, Task, by_value, described
@@ -48,8 +49,6 @@ BATCH_SECONDS = 0.001
 
 _MOST_TASKS = 256
 _MOST_IN_A_BATCH = 0xFFFF
-# Small tasks are copied together; this many bytes of them at the most.
-_MOST_BYTES = 65536
 _GATHER = 256
 # A running task shorter than this is not worth a recall of what comes after it.
 _RECALL_AFTER = 0.002
@@ -62,8 +61,6 @@ _START_AGAIN = 0.25
 _MOST_STARTS = 40
 # Workers that end before they are ready, one after the other, until it is reported: this many, and two more for each.
 _STILLBORN = 6
-
-_BATCHED = (ONE, CALL, STREAM)
 
 # Even SystemExit: others' callbacks must not end the pool.
 _CALLBACK = "a callback of a pool's task raised an error"
@@ -137,7 +134,7 @@ class Crew:
 
         # Guards all that follows. Nobody calls a task's methods with it, but for start.
         self._lock = threading.RLock()
-        self._backlog: deque[Task | Source] = deque()
+        self._backlog = Backlog()
         self._batches: dict[int, Batch] = {}
         self._numbers = itertools.cycle(range(1, 1 << 32))
         self._hands: dict[int, Hand] = {}
@@ -192,15 +189,9 @@ class Crew:
         with self._lock:
             self._check_open()
             self._staff(1)
-            self._give_back([task])
+            self._backlog.put_back([task])
             self._pump()
         self._tell()
-
-    def _give_back(self, tasks: list[Task]) -> None:
-        """Into the backlog again: in front, or where their numbers belong. With the lock."""
-        self._backlog.extendleft(reversed(tasks))
-        if any(task.number for task in tasks):
-            self._backlog = deque(sorted(self._backlog, key=lambda task: task.number))
 
     def expect_more(self) -> None:
         """Tasks will be added even after ``close``, until :meth:`expect_no_more`: once for each call."""
@@ -263,53 +254,12 @@ class Crew:
         if self._is_terminating or self._broken is not None:
             return
         while self._backlog and self._work._depth < self.processes:
-            batch = self._compose()
-            if batch is None:
+            tasks = self._backlog.next_batch(self._batch, self.processes)
+            if self._backlog.failed:
+                self._failed.extend(self._backlog.failed)
+                self._backlog.failed.clear()
+            if not tasks or not self._give_out(tasks):
                 return
-            if not self._give_out(batch):
-                return
-
-    def _compose(self) -> list[Task] | None:
-        first = self._next_task()
-        if first is None:
-            return None
-        batch = [first]
-        if first.kind not in _BATCHED or not isinstance(first.payload, bytes):
-            return batch
-        backlog = self._backlog
-        room = min(self.wanted(first.function), -(-len(backlog) // self.processes)) - 1
-        size = len(first.payload)
-        while room > 0 and backlog and size < _MOST_BYTES:
-            head = backlog[0]
-            if isinstance(head, Source) or head.function is not first.function or head.kind != first.kind:
-                break
-            if not isinstance(head.payload, bytes):
-                break
-            backlog.popleft()
-            if head.start():
-                batch.append(head)
-                size += len(head.payload)
-                room -= 1
-        return batch
-
-    def _next_task(self) -> Task | None:
-        backlog = self._backlog
-        while backlog:
-            head = backlog[0]
-            if isinstance(head, Source):
-                try:
-                    task = head.next_task()
-                except Exception as error:  # it cannot be pickled
-                    self._failed.append((head, error))
-                    task = None
-                if task is None:
-                    backlog.popleft()
-                    continue
-                return task
-            backlog.popleft()
-            if head.start():
-                return head
-        return None
 
     def _give_out(self, tasks: list[Task]) -> bool:
         """False: not now, they are in the backlog again."""
@@ -326,7 +276,7 @@ class Crew:
         except (Timeout, OutOfSharedMemory) as error:
             del self._batches[number]
             if self._is_worth_waiting():
-                self._backlog.extendleft(reversed(tasks))
+                self._backlog.put_in_front(tasks)
                 self._is_starved = True
                 self._rouse()
                 return False
@@ -552,7 +502,7 @@ class Crew:
             self._pass_outcome(task, UNKNOWN, flags, content)
             return
         with self._lock:
-            self._backlog.appendleft(task)
+            self._backlog.put_in_front([task])
 
     def read(self, slot: int, parts: int = 1) -> None:
         """Parts of an outcome have been passed on: the worker may send as many more."""
@@ -636,7 +586,7 @@ class Crew:
         with self._lock:
             lost, untouched = self._take_back(slot)
             del self._hands[slot]
-            self._give_back(untouched)
+            self._backlog.put_back(untouched)
         if lost is not None:
             self._lose(lost, hand)
         with self._lock:
@@ -697,7 +647,7 @@ class Crew:
             log.warning("a worker %s; %s is done again (%d of %d)", how, described(task), task.tries, self.retries)
             task.again()
             with self._lock:
-                self._backlog.appendleft(task)
+                self._backlog.put_in_front([task])
             return
         error = WorkerDied(f"the worker (process {hand.process.pid}) {how} while it ran {described(task)}")
         error.exitcode = hand.process.exitcode
@@ -725,17 +675,14 @@ class Crew:
         for batch in self._batches.values():
             self._failed.extend((task, error) for task in batch.tasks if task is not None)
         self._batches.clear()
-        self._failed.extend((task, error) for task in self._backlog)
-        self._backlog.clear()
+        self._failed.extend((task, error) for task in self._backlog.take_all())
 
     # --- the end ---
 
     def drop_backlog(self) -> list[Task | Source]:
         """Takes out what no worker has been given yet."""
         with self._lock:
-            dropped = list(self._backlog)
-            self._backlog.clear()
-            return dropped
+            return self._backlog.take_all()
 
     def close(self) -> None:
         """No more tasks: when all are done, workers end."""
