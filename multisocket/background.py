@@ -140,8 +140,13 @@ class Background:
         """Ends the thread; waits for it."""
         self._stopping = True
         self.call(lambda: None)
-        if not self.is_current_thread:
-            self._thread.join(5.0)
+        if self.is_current_thread:
+            return
+        self._thread.join(5.0)
+        if not self._thread.is_alive():
+            self._selector.close()
+            self._wake.close()
+            self._woken.close()
 
     def abandon(self) -> None:
         """In a forked child: the thread is the parent's. Gives up the copies of its descriptors, without a word to the

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import Any, TypeVar
 
@@ -42,9 +42,8 @@ class LateFuture(Future[T]):
     def finish(self, result: T) -> None:
         """Like ``set_result``."""
         with _lock:
-            if self._made is None:
-                if self._state != PENDING and self._state != RUNNING:
-                    raise InvalidStateError(f"{self._state}: {self!r}")
+            # If it is done already, set_result says so: its text needs the condition, which needs the lock.
+            if self._made is None and (self._state == PENDING or self._state == RUNNING):
                 self._result = result
                 self._state = FINISHED
                 return

@@ -89,6 +89,7 @@ cdef class Arena(_Mapping):
 
     cdef arena a
     cdef readonly str name
+    cdef bytes path
 
     def __init__(self):
         raise TypeError("an arena is made with Arena.obtain or found with Arena.open")
@@ -139,6 +140,7 @@ cdef class Arena(_Mapping):
         if arena_attach(&self.a, self.base, self.size, self.fd) != RING_OK:
             raise BadMessage(f"{name} holds no arena of this version")
         self.name = name
+        self.path = os.fsencode(_DIRECTORY + name)
         _arenas[name] = self
         return self
 
@@ -190,11 +192,9 @@ cdef class Arena(_Mapping):
         return empty
 
     def unlink(self):
-        """Removes the name; who has it mapped keeps the memory."""
-        try:
-            posix_ipc.unlink_shared_memory(self.name)
-        except posix_ipc.ExistentialError:
-            pass
+        """Removes the name; who has it mapped keeps the memory. One that is gone is no error."""
+        # Not by a module: the last block may be given back at the interpreter's end, when there are none any more.
+        c_unlink(PyBytes_AS_STRING(self.path))
 
     # --- what the dead held ---
 

@@ -13,6 +13,7 @@ cdef extern from "stdatomic.h" nogil:
 
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
+    int c_unlink "unlink"(const char *path)
 
 cdef extern from "sys/mman.h" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)

@@ -659,9 +659,10 @@ class Crew:
             return
         self._stillborn += 1
         if self._stillborn >= _STILLBORN + 2 * self.processes:
-            what = "its initializer was done" if self._initializer is not None else "it was ready"
+            hint = 'is it their initializer, or is the main program not under if __name__ == "__main__"?'
             self._break(InitializerFailed(
-                f"{self._stillborn} workers in a row ended before {what}; the last one {how_ended(process)}"
+                f"{self._stillborn} workers in a row ended before they were ready; the last one {how_ended(process)}:"
+                f" {hint}"
             ))  # fmt: skip
 
     def _break(self, error: BaseException) -> None:

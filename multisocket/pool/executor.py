@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import multiprocessing
 import os
 import time
 import weakref
@@ -22,7 +22,7 @@ from . import parcel
 from .crew import Crew
 from .forms import STAR
 from .functions import Function
-from .pool import check_numbers
+from .pool import check_numbers, context_of
 from .tasks import Payload, Source, Task, Valued, packed_call
 
 T = TypeVar("T")
@@ -50,10 +50,10 @@ class _Call(Valued):
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Task`."""
-        try:
-            self.future.set_exception(error)
-        except InvalidStateError:  # it was cancelled
-            return
+        # One that was cancelled is told so: else those who wait for it would not hear of it.
+        if self.start():
+            with contextlib.suppress(InvalidStateError):
+                self.future.set_exception(error)
 
 
 class Executor(BaseExecutor):
@@ -63,7 +63,7 @@ class Executor(BaseExecutor):
     the executor goes on.
 
     :param max_workers: how many workers; None: as many as there are processors.
-    :param mp_context: of ``multiprocessing``, for the start method; None: its default.
+    :param mp_context: of ``multiprocessing``, or the name of a start method; None: its default.
     :param initializer: called with ``initargs`` in each worker before its first task. If it raises, all tasks fail
         (``InitializerFailed``).
     :param max_tasks_per_child: tasks after which a worker is replaced; None: never.
@@ -77,7 +77,7 @@ class Executor(BaseExecutor):
     def __init__(
         self,
         max_workers: int | None = None,
-        mp_context: BaseContext | None = None,
+        mp_context: BaseContext | str | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
@@ -97,7 +97,7 @@ class Executor(BaseExecutor):
         self._max_workers = max_workers  # others look at it, as at ProcessPoolExecutor's: dask, for one
         self._crew = Crew(
             max_workers,
-            context=mp_context or multiprocessing.get_context(),
+            context=context_of(mp_context),
             initializer=initializer,
             initargs=tuple(initargs),
             max_tasks=max_tasks_per_child,
@@ -207,6 +207,10 @@ class Executor(BaseExecutor):
         else:
             self.shutdown()
         return None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._crew.is_closing else "open"
+        return f"<Executor of {self._max_workers} workers, {state}>"
 
     @property
     def workers(self) -> list[BaseProcess]:

@@ -14,7 +14,7 @@ import pickle
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from . import parcel
@@ -26,8 +26,9 @@ _STORED = b"s"
 
 # Longer ones are stored. It must go into parcel.HEADER_ROOM, with what else stands there.
 _LONG = 200
-# Functions that a boss, or a worker, remembers.
+# Functions that a boss, or a worker, remembers; and their bytes, as long as they are several.
 _REMEMBERED = 128
+_REMEMBERED_BYTES = 64 << 20
 _DIGEST = 16
 
 
@@ -89,7 +90,7 @@ class Functions:
 
         :raises ImportError: that needs cloudpickle.
         """
-        whole = parcel.pack_by_value(_loads(function.blob) if function.original is None else function.original)
+        whole = parcel.pack_by_value(_loads(_whole(function.blob)) if function.original is None else function.original)
         blob = whole if isinstance(whole, bytes) else bytes(whole[0])
         return self._remember(_BY_NAME + blob, function.name, is_by_value=True)
 
@@ -106,9 +107,13 @@ class Functions:
             name = function if isinstance(function, str) else name_of(function)
             original = function if blob[:1] == _OF_MAIN else None
             known = self._by_blob[key] = Function(blob, name, is_by_value=is_by_value, original=original)
-            if len(self._by_blob) > _REMEMBERED:
+            while _are_too_many([len(blob) for blob, _ in list(self._by_blob)]):
                 self._by_blob.popitem(last=False)
         return known
+
+
+def _are_too_many(sizes: list[int]) -> bool:
+    return len(sizes) > _REMEMBERED or (len(sizes) > 1 and sum(sizes) > _REMEMBERED_BYTES)
 
 
 def name_of(function: Any) -> str:
@@ -155,11 +160,20 @@ def _in_one_piece(function: Any, packed: list[memoryview]) -> bytes:
 def _fingerprint(function: FunctionType) -> bytes:
     digest = hashlib.blake2b(digest_size=_DIGEST)
     # In version 2 the same code always gives the same bytes.
-    digest.update(marshal.dumps(function.__code__, 2))
+    digest.update(marshal.dumps(_in_order(function.__code__), 2))
     for values in (function.__defaults__, function.__kwdefaults__):
         if values:
             digest.update(_fingerprint_of_values(values))
     return digest.digest()
+
+
+def _in_order(constant: Any) -> Any:
+    """Without sets: before Python 3.11 their order differs between processes."""
+    if isinstance(constant, CodeType):
+        return constant.replace(co_consts=tuple(map(_in_order, constant.co_consts)))
+    if isinstance(constant, frozenset):
+        return tuple(sorted(marshal.dumps(one, 2) for one in constant))
+    return constant
 
 
 def _fingerprint_of_values(values: Any) -> bytes:
@@ -180,7 +194,7 @@ class Loaded:
     """The functions that a worker has loaded."""
 
     def __init__(self) -> None:
-        self._by_blob: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
+        self._by_blob: OrderedDict[bytes, tuple[Callable[..., Any], int]] = OrderedDict()
 
     def get(self, blob: bytes) -> Callable[..., Any]:
         """The function.
@@ -190,22 +204,27 @@ class Loaded:
         """
         known = self._by_blob.get(blob)
         if known is None:
-            known = self._by_blob[blob] = _loads(blob)
-            if len(self._by_blob) > _REMEMBERED:
+            whole = _whole(blob)
+            known = self._by_blob[blob] = _loads(whole), len(whole)
+            while _are_too_many([size for _, size in self._by_blob.values()]):
                 self._by_blob.popitem(last=False)
-        return known
+        return known[0]
+
+
+def _whole(blob: bytes) -> bytes:
+    if blob[:1] != _STORED:
+        return blob
+    with open_stored(blob[1:].decode()) as stored:
+        return stored[:]
 
 
 def _loads(blob: bytes) -> Callable[..., Any]:
-    if blob[:1] == _STORED:
-        with open_stored(blob[1:].decode()) as stored:
-            blob = stored[:]
     try:
         if blob[:1] == _BY_NAME:
             return pickle.loads(memoryview(blob)[1:])  # type: ignore[no-any-return]
         found = pickle.loads(memoryview(blob)[1 + _DIGEST :])
     except (AttributeError, ImportError) as error:
-        raise UnknownFunction(str(error)) from error
+        raise UnknownFunction(f"{error}: make the pool after it, or install cloudpickle to have it sent") from error
     if type(found) is not FunctionType or _fingerprint(found) != blob[1 : 1 + _DIGEST]:
         raise UnknownFunction(
             f"{name_of(found)} of __main__ has changed since the workers were started: make a new pool, or install"

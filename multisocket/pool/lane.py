@@ -26,7 +26,7 @@ from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .forms import DONE, ENDED, IN_PARTS, OUTCOME, PART, STREAM, UNSENDABLE
 from .functions import Function
 from .stage import RAISE, SKIP, Stage, StageError, StageStats
-from .tasks import Payload, Source, Task, without_frames
+from .tasks import Payload, Source, Task, as_failure, without_frames
 from .worker import PARTS_AHEAD
 
 log = logging.getLogger("multisocket")
@@ -307,6 +307,8 @@ class Lane:
     def _settle(self, number: int, error: BaseException, payload: Payload | None) -> StageError | None:
         """What is made of an item that has failed; its error, if it is skipped."""
         if self.stage.on_error == RAISE or isinstance(error, _FATAL):
+            if hasattr(error, "add_note"):
+                error.add_note(f"in stage {self.stage.label}")
             self._give(number, End(error))
             return None
         failure = StageError(self.stage.label, error, payload)
@@ -479,4 +481,6 @@ def _error_in(what: int, flags: int, content: parcel.Content) -> BaseException:
     except BaseException as error:
         return without_frames(error)
     raised = value[0] if what == UNSENDABLE else value
-    return without_frames(raised) if isinstance(raised, BaseException) else TypeError(f"{raised!r} was raised")
+    if not isinstance(raised, BaseException):
+        return TypeError(f"{raised!r} was raised")
+    return as_failure(without_frames(raised))

@@ -110,6 +110,8 @@ def _dumps(obj: Any, keep: _Callback, buffers: list[pickle.PickleBuffer]) -> byt
             return dumps(obj, keep)
         except Exception:
             continue
+    if hasattr(first, "add_note") and not can_pack_by_value():
+        first.add_note("what has no name to be found by, like a lambda, can be sent when cloudpickle is installed")
     raise first
 
 

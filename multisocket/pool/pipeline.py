@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import multiprocessing
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ from .borrowed import Borrowed
 from .crew import Crew
 from .functions import Function
 from .lane import End, Hands, Lane, Token, log_skipped
+from .pool import context_of
 from .progress import Display, display
 from .stage import Stage, StageError, StageStats
 
@@ -42,11 +42,11 @@ class Pipeline:
 
     :param stages: the first one gets the source's items, each other one what comes out of the one before. A function
         stands for ``Stage(function)``.
-    :param context: of ``multiprocessing``, for the start method; None: its default.
+    :param context: of ``multiprocessing``, or the name of a start method; None: its default.
     :raises BadOption: there is no stage.
     """
 
-    def __init__(self, *stages: Stage | Callable[[Any], Any], context: BaseContext | None = None) -> None:
+    def __init__(self, *stages: Stage | Callable[[Any], Any], context: BaseContext | str | None = None) -> None:
         if not stages:
             raise BadOption("a pipeline has one stage at least")
         self.stages = tuple(stage if isinstance(stage, Stage) else Stage(stage) for stage in stages)
@@ -66,9 +66,17 @@ class Pipeline:
             ``concurrent.futures.Executor``, for example ``dask.distributed.Client.get_executor()``. There, all values
             that a generator gives for an item come at once, and ``task_timeout`` means nothing.
         :param progress: shows how stages are doing, by ``rich`` or ``tqdm``, if one is installed.
+        :raises BadOption: one of these is something else.
         :raises Exception: (while iterating) what a source or a stage has raised.
         """
-        return Run(self.stages, sources, self._context or multiprocessing.get_context(), executor, progress)
+        for source in sources:
+            if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+                raise BadOption(f"a source is an iterable of items, not {source!r}")
+        if executor is not None and not hasattr(executor, "submit"):
+            raise BadOption(f"executor is a concurrent.futures.Executor or None, not {executor!r}")
+        if not isinstance(progress, bool) and not hasattr(progress, "update"):
+            raise BadOption(f"progress is True, False, or a display with an update method, not {progress!r}")
+        return Run(self.stages, sources, context_of(self._context), executor, progress)
 
     def __repr__(self) -> str:
         return f"<Pipeline {' → '.join(stage.label for stage in self.stages)}>"

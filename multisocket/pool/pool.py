@@ -41,7 +41,7 @@ class Pool:
     :param processes: how many workers; None: as many as there are processors.
     :param initializer: called with ``initargs`` in each worker before its first task.
     :param maxtasksperchild: tasks after which a worker is replaced; None: never.
-    :param context: of ``multiprocessing``, for the start method; None: its default.
+    :param context: of ``multiprocessing``, or the name of a start method; None: its default.
     :param retries: how often a task is done again whose worker died.
     :param task_timeout: seconds after which the worker of a task is killed, and the task fails (``TaskTimeout``); None:
         never. Of a map, a task is a chunk.
@@ -55,7 +55,7 @@ class Pool:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-        context: BaseContext | None = None,
+        context: BaseContext | str | None = None,
         *,
         retries: int = 0,
         task_timeout: float | None = None,
@@ -66,7 +66,7 @@ class Pool:
             raise TypeError("initializer must be a callable")
         self._crew = Crew(
             processes,
-            context=context or multiprocessing.get_context(),
+            context=context_of(context),
             initializer=initializer,
             initargs=tuple(initargs),
             max_tasks=maxtasksperchild,
@@ -155,7 +155,7 @@ class Pool:
         self._check_running()
         if chunksize is not None and chunksize < 1:
             raise ValueError(f"chunksize is 1 or more, or None, not {chunksize}")
-        items: Sequence[Any] = iterable if isinstance(iterable, (list, tuple, range)) else list(iterable)
+        items: Sequence[Any] = iterable if isinstance(iterable, (tuple, range)) else list(iterable)
         result = MapResult(len(items), callback, error_callback)
         result._pool = self
         if not len(items):
@@ -256,6 +256,14 @@ class Pool:
         return self._crew.stats()
 
 
+def context_of(context: BaseContext | str | None) -> BaseContext:
+    """That of ``multiprocessing`` itself, or of the start method with this name.
+
+    :raises ValueError: there is no such start method.
+    """
+    return multiprocessing.get_context(context) if context is None or isinstance(context, str) else context
+
+
 def check_numbers(
     processes: int, max_tasks: int | None, retries: int, task_timeout: float | None, *, name: str = "processes"
 ) -> None:
@@ -263,6 +271,8 @@ def check_numbers(
 
     :raises ValueError: one is out of range.
     """
+    if not isinstance(processes, int):
+        raise TypeError(f"Number of {name} must be an integer, not {processes!r}")
     if processes < 1:
         raise ValueError(f"Number of {name} must be at least 1, not {processes}")
     if max_tasks is not None and (not isinstance(max_tasks, int) or max_tasks <= 0):

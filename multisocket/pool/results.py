@@ -19,7 +19,7 @@ from .crew import BATCH_SECONDS, Crew
 from .errors import Terminated
 from .forms import DONE, IN_PARTS, MAP, ONE, OUTCOME, UNSENDABLE
 from .functions import Function
-from .tasks import Payload, Source, Task, Valued, without_frames
+from .tasks import Payload, Source, Task, Valued, as_failure, without_frames
 
 log = logging.getLogger("multisocket")
 
@@ -100,7 +100,7 @@ class AsyncResult:
         self._pool = None
 
     def _fail(self, error: BaseException) -> None:
-        self._error = error
+        self._error = error = as_failure(error)
         _call_back(self._error_callback, error)
         self._event.set()
         self._pool = None
@@ -147,24 +147,33 @@ class MapResult(AsyncResult):
         super().__init__(callback, error_callback)
         self._value = [None] * length
         self._left = length
+        self._first_error: BaseException | None = None
         self._lock = threading.Lock()
         if not length:
             self._event.set()
 
     def _set_chunk(self, start: int, values: list[Any]) -> None:
-        with self._lock:
-            self._value[start : start + len(values)] = values
-            self._left -= len(values)
-            is_done = not self._left and self._error is None
-        if is_done:
-            self._finish(self._value)
+        self._value[start : start + len(values)] = values
+        self._settle(len(values))
 
     def _fail(self, error: BaseException) -> None:
+        self._fail_items(self._left, error)
+
+    def _fail_items(self, items: int, error: BaseException) -> None:
+        self._first_error = self._first_error or error
+        self._settle(items)
+
+    def _settle(self, items: int) -> None:
+        """So many are done. It is ready when all are, even if one has failed: then nothing of it runs any more."""
         with self._lock:
-            is_first = self._error is None
-            self._error = self._error or error
-        if is_first:
-            super()._fail(error)
+            self._left -= items
+            is_done = not self._left
+        if not is_done:
+            return
+        if self._first_error is None:
+            self._finish(self._value)
+        else:
+            super()._fail(self._first_error)
 
 
 class _Chunk(PoolTask):
@@ -189,7 +198,7 @@ class _Chunk(PoolTask):
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Task`."""
-        self._map.result._fail(error)
+        self._map.result._fail_items(self._items, error)
 
 
 class Map(Source):
@@ -231,9 +240,10 @@ class Map(Source):
         if self._at < len(self._items):
             start = self._at
             chunk = self._items[start : start + self._next_size()]
+            task = _Chunk(chunk, start, self)
             self._at += len(chunk)
             self._given += 1
-            return _Chunk(chunk, start, self)
+            return task
         return None
 
     def _next_size(self) -> int:
@@ -252,8 +262,10 @@ class Map(Source):
 
     def fail(self, error: BaseException) -> None:
         """See :class:`Source`."""
+        left = len(self._items) - self._at
         self._at = len(self._items)
-        self.result._fail(error)
+        if left:
+            self.result._fail_items(left, error)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -301,7 +313,7 @@ def _value_of(what: int, flags: int, content: parcel.Content) -> Any:
     value = parcel.unpack(content, OUTCOME.size, bool(flags & IN_PARTS))
     if what == DONE:
         return value
-    raise without_frames(value[1] if what == UNSENDABLE else value)  # a pair, see forms.py
+    raise as_failure(without_frames(value[1] if what == UNSENDABLE else value))  # a pair, see forms.py
 
 
 class _Ahead:
@@ -470,6 +482,8 @@ class IMapIterator:
                 self._ahead.take(size)
                 if size:
                     break
+            if self._waiting and self._ahead.taken == self._length:  # others wait for what will not come
+                self._came.notify_all()
 
 
 class _Value:
@@ -533,7 +547,7 @@ class _Reader:
         task = _Item(self._function, self._kind, packed, number, iterator)
         try:
             self._crew.add(task, is_expected=True)
-        except Error as error:  # the pool has ended
+        except Exception as error:  # the pool has ended, or has no worker and cannot start one
             task.fail(error.with_traceback(None))  # that refers to the iterator
             iterator._end(None)
             return False

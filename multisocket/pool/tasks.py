@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import pickle
 from typing import Any, Union
 
 from ..errors import BadMessage
 from . import parcel
+from .errors import WorkerDied
 from .forms import CALL, DONE, IN_PARTS, ONE, OUTCOME, UNSENDABLE
 from .functions import Function, Functions
 
@@ -109,6 +111,16 @@ def without_frames(error: BaseException) -> BaseException:
     return error
 
 
+def as_failure(error: BaseException) -> BaseException:
+    """How what a task has raised is told, but for an Executor. ``SystemExit`` and the like are not raised where the
+    result is waited for: they would silently end that program."""
+    if isinstance(error, Exception):
+        return error
+    failure = WorkerDied(f"a task raised {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
 def packed_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, parcel.Packed]:
     """Kind and payload of a call."""
     if len(args) == 1 and not kwargs:
@@ -128,12 +140,34 @@ def by_value(task: Task, functions: Functions) -> None:
     task.function = functions.by_value(task.function)
 
 
+class _Opaque:
+    """Stands for an object of which only the type's name is told."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Opaque:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        return
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class _Plain(pickle.Unpickler):
-    """Makes numbers, texts, and what holds them. Anything else could run the very code that has killed a worker."""
+    """Makes numbers, texts, and what holds them. Anything else could run the very code that has killed a worker: of
+    that it tells the name."""
 
     def find_class(self, module: str, name: str) -> Any:
         """See ``pickle.Unpickler``."""
-        raise pickle.UnpicklingError(f"{module}.{name} is not plain")
+        if module == "builtins" and name in _HARMLESS:
+            return getattr(builtins, name)
+        return type(name, (_Opaque,), {})
+
+
+_HARMLESS = ("range", "slice", "set", "frozenset", "complex", "bytearray")
 
 
 def described(task: Task) -> str:

@@ -244,3 +244,7 @@ def slow_first_bytes(i: int) -> bytes:
     if not i:
         time.sleep(0.2)
     return make_bytes(i)
+
+
+def die_of(argument: Any) -> None:
+    os._exit(1)

@@ -599,8 +599,11 @@ def test_a_source_that_raises_ends_what_came_before_it(ordered: bool, gate: Gate
 
 
 def test_what_is_no_source() -> None:
-    with pytest.raises(TypeError, match="not iterable"):
-        list(Pipeline(square).run(5))  # type: ignore[arg-type]
+    for wrong in ({"executor": 5}, {"progress": "tqdm"}):
+        with pytest.raises(BadOption, match=next(iter(wrong))):
+            Pipeline(square).run([1], **wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadOption, match="not 5"):
+        Pipeline(square).run(5)  # type: ignore[arg-type]
 
 
 def test_items_that_cannot_be_sent_fail_in_the_first_stage() -> None:

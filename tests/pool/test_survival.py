@@ -31,6 +31,7 @@ from .jobs import (
     await_others,
     count_and_sleep,
     die_at_first,
+    die_of,
     exit_with,
     fork_and_die,
     hold_the_gil,
@@ -264,7 +265,11 @@ def test_a_main_module_that_cannot_be_imported_is_told(run_script: Make, method:
         method,
     )
     code, out, errors = script.end()
-    assert (code, "ended before it was ready; the last one ended with exit code 1" in out) == (0, True), (out, errors)
+    assert code == 0
+    assert "ended before they were ready; the last one ended with exit code 1" in out, errors
+        out,
+        errors,
+    )
 
 
 def test_what_cannot_be_given_to_a_worker_is_told_at_once() -> None:
@@ -650,3 +655,33 @@ def test_an_executor_finishes_at_exit(run_script: Make, method: str) -> None:
         method,
     )
     assert script.end() == (0, "\n".join(["None"] * 20), "")
+
+
+@pytest.mark.parametrize("way", ["apply", "map", "imap"])
+def test_a_task_that_exits_does_not_end_who_waits_for_it(make_pool: Make, way: str) -> None:
+    pool = make_pool(1)
+    with pytest.raises(WorkerDied, match="a task raised SystemExit: 7") as raised:
+        list(getattr(pool, way)(sys.exit, [7]))
+    assert isinstance(raised.value.__cause__, SystemExit)
+    assert pool.apply(abs, (-1,)) == 1
+
+
+def test_arrays_that_live_to_the_end_say_nothing(run_script: Make) -> None:
+    """And the background thread has no socket left open."""
+    script = run_script(
+        """
+        import warnings
+        warnings.simplefilter("default")
+        import numpy
+        from multisocket.pool import Executor
+        executor = Executor(1)
+        kept = executor.submit(numpy.zeros, 1_000_000).result()
+        executor.shutdown()
+        """
+    )
+    assert script.end() == (0, "", "")
+
+
+def test_a_lost_task_is_named_by_its_arguments_types(make_pool: Make) -> None:
+    with pytest.raises(WorkerDied, match=r"die_of of \[<PosixPath>, 'x'\]"):
+        make_pool(1).apply(die_of, ([Path("/"), "x"],))
