@@ -267,9 +267,6 @@ def test_a_main_module_that_cannot_be_imported_is_told(run_script: Make, method:
     code, out, errors = script.end()
     assert code == 0
     assert "ended before they were ready; the last one ended with exit code 1" in out, errors
-        out,
-        errors,
-    )
 
 
 def test_what_cannot_be_given_to_a_worker_is_told_at_once() -> None:
