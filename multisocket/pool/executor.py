@@ -134,7 +134,7 @@ class Executor(BaseExecutor):
 
     def _check_open(self) -> None:
         if self._crew.broken is not None:
-            raise self._crew.broken
+            raise self._crew.broken.with_traceback(None)  # it is raised often: its frames would become ever more
         if self._crew.is_closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
 

@@ -18,6 +18,7 @@ import pytest
 
 from conftest import DEADLINE, wait_until
 from multisocket.late_future import LateFuture
+from multisocket.pool import InitializerFailed
 from multisocket.pool.functions import _REMEMBERED_BYTES, Functions, Loaded
 
 from . import jobs
@@ -120,6 +121,7 @@ def test_large_functions_are_not_remembered_without_bound() -> None:
 
 
 FINGERPRINT = """
+from multisocket.pool import InitializerFailed
 from multisocket.pool.functions import _fingerprint
 def among(x):
     inner = lambda y: y in {("a", 1), ("b", 2), ("c", 3)}
@@ -152,3 +154,15 @@ def test_a_fingerprint_tells_sets_apart() -> None:
     exec("def among(x): return x in {1, 2, 3}", one)
     exec("def among(x): return x in {1, 2, 4}", other)
     assert _fingerprint(one["among"]) != _fingerprint(other["among"])
+
+
+def test_an_error_that_is_told_often_keeps_no_more_frames(make_executor: Make) -> None:
+    executor = make_executor(1, initializer=jobs.refuse, initargs=(ValueError,))
+    with pytest.raises(InitializerFailed):
+        executor.submit(abs, 1).result(DEADLINE)
+    lengths = []
+    for _ in range(5):
+        with pytest.raises(InitializerFailed) as told:
+            executor.map(abs, [1])
+        lengths.append(len(told.traceback))
+    assert len(set(lengths)) == 1, lengths
