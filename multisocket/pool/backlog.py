@@ -42,6 +42,12 @@ class Backlog:
         if any(task.number for task in tasks):
             self._waiting = deque(sorted(self._waiting, key=lambda task: task.number))
 
+    def take_fresh(self) -> list[Task]:
+        """Takes out the tasks that were not started yet."""
+        fresh = [task for task in self._waiting if isinstance(task, Task) and not task.is_started]
+        self._waiting = deque(task for task in self._waiting if isinstance(task, Source) or task.is_started)
+        return fresh
+
     def take_all(self) -> list[Task | Source]:
         """Takes out everything."""
         taken = list(self._waiting)
@@ -64,17 +70,21 @@ class Backlog:
         waiting = self._waiting
         room = min(wanted or first.function.batch, -(-len(waiting) // workers)) - 1
         size = len(first.payload)
-        while room > 0 and waiting and size < MOST_BYTES:
-            head = waiting[0]
-            if isinstance(head, Source) or head.function is not first.function or head.kind != first.kind:
-                break
-            if not isinstance(head.payload, bytes):
-                break
-            waiting.popleft()
-            if head.start():
-                batch.append(head)
-                size += len(head.payload)
-                room -= 1
+        try:
+            while room > 0 and waiting and size < MOST_BYTES:
+                head = waiting[0]
+                if isinstance(head, Source) or head.function is not first.function or head.kind != first.kind:
+                    break
+                if not isinstance(head.payload, bytes):
+                    break
+                waiting.popleft()
+                if head.start():
+                    batch.append(head)
+                    size += len(head.payload)
+                    room -= 1
+        except BaseException:  # Ctrl-C, for one
+            self.put_in_front(batch)
+            raise
         return batch
 
     def _next(self) -> Task | None:

@@ -15,7 +15,6 @@ its worker has not begun is recalled as soon as somebody is idle.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import secrets
@@ -59,6 +58,8 @@ _MEMORY_SECONDS = 2.0
 # When a worker cannot be started, because memory or processes are short, it is tried again; so often while none runs.
 _START_AGAIN = 0.25
 _MOST_STARTS = 40
+# Where worker after worker ends before it is ready, while others are well, the next one is started only then.
+_START_LATE = 5.0
 # Workers that end before they are ready, one after the other, until it is reported: this many, and two more for each.
 _STILLBORN = 6
 
@@ -136,11 +137,13 @@ class Crew:
         self._lock = threading.RLock()
         self._backlog = Backlog()
         self._batches: dict[int, Batch] = {}
-        self._numbers = itertools.cycle(range(1, 1 << 32))
+        self._number = 0
         self._hands: dict[int, Hand] = {}
         self._failed: deque[tuple[Task | Source, BaseException]] = deque()
         self._dead: deque[int] = deque()
+        self._doubtful: list[int] = []
         self._stillborn = 0
+        self._stillborn_in: dict[int, int] = {}
         self._is_starved = False
         self._starved_since: float | None = None
         self._expected = 0
@@ -228,7 +231,7 @@ class Crew:
 
     def _check_open(self, is_expected: bool = False) -> None:
         if self._broken is not None:
-            raise self._broken
+            raise self._broken.with_traceback(None)  # else each raise would add to it
         if (self._is_closing and not is_expected) or self._is_terminating or self._over.is_set():
             raise Closed("this pool is closed: make a new one")
 
@@ -263,9 +266,7 @@ class Crew:
 
     def _give_out(self, tasks: list[Task]) -> bool:
         """False: not now, they are in the backlog again."""
-        number = next(self._numbers)
-        while number in self._batches:
-            number = next(self._numbers)
+        number = self._next_number()
         batch = self._batches[number] = Batch(tasks)
         try:
             self._send(number, tasks)
@@ -284,8 +285,36 @@ class Crew:
         except Exception as error:  # too long
             del self._batches[number]
             self._failed.extend((task, error) for task in tasks)
+        except BaseException:  # Ctrl-C: before it was sent, or after?
+            self._doubtful.append(number)
+            self._wake()
+            raise
         del batch
         return True
+
+    def _decide_doubtful(self) -> None:
+        """Finds out whether batches were sent, where that was interrupted: what nobody has claimed, nor sent an outcome
+        of, was not."""
+        with self._lock:
+            if self._work._depth:
+                return  # it may lie there
+            self._board.settle(self._work)
+            claimed = {self._board.view(slot)[0] for slot in self._hands}
+            unclaimed = [number for number in self._doubtful if number not in claimed]
+            self._doubtful.clear()
+        self._hear_all()  # all that was sent of them, if they were claimed and done before
+        with self._lock:
+            for number in unclaimed:
+                batch = self._batches.get(number)
+                if batch is not None and batch.left == len(batch.tasks):
+                    del self._batches[number]
+                    self._backlog.put_back([task for task in batch.tasks if task is not None])
+
+    def _next_number(self) -> int:
+        while True:
+            self._number = self._number % 0xFFFFFFFF + 1
+            if self._number not in self._batches:
+                return self._number
 
     def _is_worth_waiting(self) -> bool:
         """Whether memory may come back: as long as somebody is busy with what takes it, and a moment longer."""
@@ -401,6 +430,8 @@ class Crew:
                 self._listen()
                 if self._dead:
                     self._bury_dead()
+                if self._doubtful:
+                    self._decide_doubtful()
                 if self._missing:
                     self._fill_up()
                 if self._task_timeout is not None:
@@ -436,7 +467,7 @@ class Crew:
         return patience
 
     def _next_look(self) -> float | None:
-        if self._is_starved:
+        if self._is_starved or self._doubtful:
             return 0.001
         patience = _START_AGAIN if self._missing else None
         if self._task_timeout is not None and self._batches:
@@ -566,15 +597,19 @@ class Crew:
     def _bury_dead(self) -> None:
         # All that they had sent is in the inbox by now: it comes first.
         dead = [self._dead.popleft() for _ in range(len(self._dead))]
+        self._hear_all()
+        for slot in dead:
+            self._bury(slot)
+        self._tell()
+
+    def _hear_all(self) -> None:
+        """What lies in the inbox by now."""
         for _ in range(self._boss._depth):
             try:
                 (content,) = self._boss._recv_in_place(1, 0)
             except Timeout:
                 break
             self._hear(content)
-        for slot in dead:
-            self._bury(slot)
-        self._tell()
 
     def _bury(self, slot: int) -> None:
         # It keeps its slot until its claim was read: a new worker there would have that cleared.
@@ -591,7 +626,16 @@ class Crew:
             self._lose(lost, hand)
         with self._lock:
             if slot not in self._hands and not self._is_hurried and self._is_needed():
-                self._try_start(slot)
+                self._start_next(slot)
+
+    def _start_next(self, slot: int) -> None:
+        """In the place of one that has ended; after a pause, if none gets ready there. With the lock."""
+        if self._stillborn_in.get(slot, 0) < _STILLBORN + 2:
+            self._try_start(slot)
+            return
+        log.warning("workers end before they are ready, one after the other: the next one is started after a pause")
+        self._missing.add(slot)
+        self._start_again = time.monotonic() + _START_LATE
 
     def _try_start(self, slot: int) -> None:
         """With the lock."""
@@ -654,7 +698,9 @@ class Crew:
         self._failed.append((task, error))
 
     def _count_stillborn(self, slot: int, process: BaseProcess) -> None:
-        if self._board.is_ready(slot) or any(map(self._board.is_ready, list(self._hands))):
+        is_ready = self._board.is_ready(slot)
+        self._stillborn_in[slot] = 0 if is_ready else self._stillborn_in.get(slot, 0) + 1
+        if is_ready or any(map(self._board.is_ready, list(self._hands))):
             self._stillborn = 0
             return
         self._stillborn += 1
@@ -680,10 +726,11 @@ class Crew:
 
     # --- the end ---
 
-    def drop_backlog(self) -> list[Task | Source]:
-        """Takes out what no worker has been given yet."""
+    def drop_backlog(self) -> list[Task]:
+        """Takes out the tasks that no worker has been given yet."""
+        self._check_mine()
         with self._lock:
-            return self._backlog.take_all()
+            return self._backlog.take_fresh()
 
     def close(self) -> None:
         """No more tasks: when all are done, workers end."""
@@ -718,6 +765,8 @@ class Crew:
 
         From within the crew's thread, in a callback, it returns at once: it would wait for itself.
         """
+        if not self.is_mine:  # nothing of it is here
+            return True
         if threading.current_thread() is self._thread:
             return False
         return self._over.wait(timeout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 import weakref
 from collections import deque
@@ -22,8 +21,8 @@ from . import parcel
 from .crew import Crew
 from .forms import STAR
 from .functions import Function
-from .pool import check_numbers, context_of
-from .tasks import Payload, Source, Task, Valued, packed_call
+from .pool import check_numbers, context_of, processors
+from .tasks import Payload, Task, Valued, packed_call
 
 T = TypeVar("T")
 
@@ -31,18 +30,18 @@ T = TypeVar("T")
 class _Call(Valued):
     """The task of a Future."""
 
-    __slots__ = ("_is_started", "future")
+    __slots__ = ("future", "is_started")
 
     def __init__(self, function: Function, kind: int, payload: Payload, future: LateFuture[Any]) -> None:
         super().__init__(function, kind, payload)
         self.future = future
-        self._is_started = False
+        self.is_started = False
 
     def start(self) -> bool:
         """See :class:`Task`."""
-        if not self._is_started:
-            self._is_started = self.future.set_running_or_notify_cancel()
-        return self._is_started
+        if not self.is_started:
+            self.is_started = self.future.set_running_or_notify_cancel()
+        return self.is_started
 
     def finish(self, value: Any) -> None:
         """See :class:`Valued`."""
@@ -86,7 +85,7 @@ class Executor(BaseExecutor):
         task_timeout: float | None = None,
     ) -> None:
         if max_workers is None:
-            max_workers = len(os.sched_getaffinity(0))
+            max_workers = processors()
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
@@ -229,7 +228,7 @@ def _failed(error: BaseException) -> Future[Any]:
     return future
 
 
-def _cancel(tasks: Iterable[Task | Source]) -> None:
+def _cancel(tasks: Iterable[Task]) -> None:
     for task in tasks:
         if isinstance(task, _Call) and task.future.cancel():
             task.future.set_running_or_notify_cancel()

@@ -191,10 +191,11 @@ class UnknownFunction(Exception):
 
 
 class Loaded:
-    """The functions that a worker has loaded."""
+    """The functions that a worker has loaded. Other callables (methods, partials, objects) may change when they are
+    called: of these only the bytes are kept, and each task gets its own, as it would if they came with it."""
 
     def __init__(self) -> None:
-        self._by_blob: OrderedDict[bytes, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._by_blob: OrderedDict[bytes, tuple[Callable[..., Any] | bytes, int]] = OrderedDict()
 
     def get(self, blob: bytes) -> Callable[..., Any]:
         """The function.
@@ -205,10 +206,17 @@ class Loaded:
         known = self._by_blob.get(blob)
         if known is None:
             whole = _whole(blob)
-            known = self._by_blob[blob] = _loads(whole), len(whole)
+            found = _loads(whole)
+            self._by_blob[blob] = found if _is_function(found) else whole, len(whole)
             while _are_too_many([size for _, size in self._by_blob.values()]):
                 self._by_blob.popitem(last=False)
-        return known[0]
+            return found
+        kept = known[0]
+        return _loads(kept) if isinstance(kept, bytes) else kept
+
+
+def _is_function(found: Any) -> bool:
+    return type(found) is FunctionType or isinstance(found, type) or _has_fixed_name(found)
 
 
 def _whole(blob: bytes) -> bytes:

@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor as BaseExecutor
+from inspect import isgeneratorfunction
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
@@ -339,7 +340,8 @@ def _hands_for(stage: Stage, context: BaseContext, executor: BaseExecutor | None
         initargs=stage.initargs,
         task_timeout=stage.task_timeout,
         batch=stage.batch,
-        keeps_payloads=stage.retries > 0,
+        # A generator of an ordered stage may have to begin anew: see Lane.unblock.
+        keeps_payloads=stage.retries > 0 or (stage.ordered and isgeneratorfunction(stage.function)),
     )
     try:
         return crew, crew.functions.of(stage.function)

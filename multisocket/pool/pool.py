@@ -60,7 +60,7 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
     ) -> None:
-        processes = _processors() if processes is None else processes
+        processes = processors() if processes is None else processes
         check_numbers(processes, maxtasksperchild, retries, task_timeout)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -283,5 +283,7 @@ def check_numbers(
         raise ValueError(f"task_timeout is more than 0 seconds, or None, not {task_timeout}")
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))
+def processors() -> int:
+    """That this process may use."""
+    count: int | None = os.process_cpu_count() if hasattr(os, "process_cpu_count") else None
+    return count or len(os.sched_getaffinity(0))

@@ -27,6 +27,9 @@ class Task:
 
     __slots__ = ("function", "kind", "payload", "tries")
 
+    is_started = False
+    """Somebody was told that it is about to be done: it cannot be given up any more."""
+
     number = 0
     """Where it belongs among others, when it is to be done again."""
 

@@ -248,3 +248,28 @@ def slow_first_bytes(i: int) -> bytes:
 
 def die_of(argument: Any) -> None:
     os._exit(1)
+
+
+class Counter_:  # noqa: N801 (collections has the name)
+    """Changes when it is called."""
+
+    def __init__(self, padding: bytes) -> None:
+        self.padding = padding
+        self.count = 0
+
+    def increment(self, _: int) -> int:
+        self.count += 1
+        return self.count
+
+
+def append_to(items: list[int], i: int) -> int:
+    items.append(i)
+    return len(items)
+
+
+def die_unless_first(path: str) -> None:
+    """An initializer that only one worker survives."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        os._exit(1)

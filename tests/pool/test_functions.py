@@ -74,7 +74,12 @@ def test_state_of_a_callable_is_as_it_is_at_the_call(make_pool: Make) -> None:
 
 @pytest.mark.parametrize("way", ["imap", "submit"])
 def test_a_long_function_is_loaded_once_in_each_worker(make_pool: Make, make_executor: Make, way: str) -> None:
-    function = jobs.Counted(b"x" * 300000)
+    pytest.importorskip("cloudpickle")
+    counted = jobs.Counted(b"x" * 300000)
+
+    def function(i: int) -> tuple[int, int]:
+        return counted(i)
+
     if way == "imap":
         seen = list(make_pool(2).imap(function, range(500)))
     else:
@@ -84,6 +89,15 @@ def test_a_long_function_is_loaded_once_in_each_worker(make_pool: Make, make_exe
     for pid, count in seen:
         loads[pid].add(count)
     assert all(counts == {1} for counts in loads.values()), loads
+
+
+@pytest.mark.parametrize("size", [10, 300000])
+def test_what_a_task_changes_in_its_callable_no_other_sees(make_pool: Make, make_executor: Make, size: int) -> None:
+    counter = jobs.Counter_(b"x" * size)
+    executor = make_executor(1)
+    assert [executor.submit(counter.increment, 0).result(DEADLINE) for _ in range(5)] == [1] * 5
+    assert list(make_pool(1).imap(functools.partial(jobs.append_to, []), range(5))) == [1] * 5
+    assert counter.count == 0
 
 
 def test_many_long_functions(make_pool: Make) -> None:

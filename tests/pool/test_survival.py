@@ -32,6 +32,7 @@ from .jobs import (
     count_and_sleep,
     die_at_first,
     die_of,
+    die_unless_first,
     exit_with,
     fork_and_die,
     hold_the_gil,
@@ -682,3 +683,70 @@ def test_arrays_that_live_to_the_end_say_nothing(run_script: Make) -> None:
 def test_a_lost_task_is_named_by_its_arguments_types(make_pool: Make) -> None:
     with pytest.raises(WorkerDied, match=r"die_of of \[<PosixPath>, 'x'\]"):
         make_pool(1).apply(die_of, ([Path("/"), "x"],))
+
+
+def test_cancelled_futures_are_not_lost_with_a_dead_worker(make_executor: Make) -> None:
+    """Tasks that were given out once cannot be cancelled: they are done."""
+    executor = make_executor(1)
+    assert executor.submit(abs, -1).result(DEADLINE) == 1
+    wait([executor.submit(abs, i) for i in range(500)], DEADLINE)  # so batches are large
+    slow = executor.submit(time.sleep, 0.3)
+    futures = [executor.submit(abs, i) for i in range(300)]
+    wait_until(slow.running, "it is on its way")
+    os.kill(executor.workers[0].pid, signal.SIGKILL)
+    executor.shutdown(wait=True, cancel_futures=True)
+    assert all(future.done() for future in [slow, *futures])
+    assert all(future.cancelled() or future.result() == i for i, future in enumerate(futures))
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_a_child_that_leaves_the_block_waits_for_nobody(processes: Processes, kind: str) -> None:
+    code = f"""
+import os
+from multisocket.pool import Executor, Pool
+with {kind}(1) as pool:
+    assert list(pool.map(abs, [-1])) == [1]
+    child = os.fork()
+    if not child:
+        raise SystemExit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert list(pool.map(abs, [-1])) == [1]
+"""
+    process = processes.run(code)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, errors
+
+
+def test_an_initializer_that_only_one_worker_survives(make_pool: Make, tmp_path: Path) -> None:
+    """The others are not started over and over, and what is to be done is done."""
+    pool = make_pool(2, initializer=die_unless_first, initargs=(str(tmp_path / "first"),))
+    wait_until(lambda: len(pool.workers) == 1, "the others are given a rest")
+    assert pool.map(square, range(100)) == [i * i for i in range(100)]
+
+
+def test_interrupted_submits_lose_nothing() -> None:
+    """Whoever goes on after Ctrl-C finds all tasks done."""
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    random_times = random.Random(1)
+    try:
+        for _ in range(10):
+            executor = Executor(1)
+            futures = [executor.submit(square, 1)]
+            futures[0].result(DEADLINE)
+            with contextlib.suppress(Interrupted):
+                signal.setitimer(signal.ITIMER_REAL, random_times.uniform(0.001, 0.02))
+                while True:
+                    futures.append(executor.submit(square, 1))
+            executor.shutdown(wait=False)
+            assert not wait(futures, DEADLINE).not_done
+            assert executor._crew.join(DEADLINE)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
