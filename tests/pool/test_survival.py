@@ -722,31 +722,3 @@ def test_an_initializer_that_only_one_worker_survives(make_pool: Make, tmp_path:
     pool = make_pool(2, initializer=die_unless_first, initargs=(str(tmp_path / "first"),))
     wait_until(lambda: len(pool.workers) == 1, "the others are given a rest")
     assert pool.map(square, range(100)) == [i * i for i in range(100)]
-
-
-def test_interrupted_submits_lose_nothing() -> None:
-    """Whoever goes on after Ctrl-C finds all tasks done."""
-
-    class Interrupted(BaseException):
-        pass
-
-    def interrupt(*_: Any) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    random_times = random.Random(1)
-    try:
-        for _ in range(10):
-            executor = Executor(1)
-            futures = [executor.submit(square, 1)]
-            futures[0].result(DEADLINE)
-            with contextlib.suppress(Interrupted):
-                signal.setitimer(signal.ITIMER_REAL, random_times.uniform(0.001, 0.02))
-                while True:
-                    futures.append(executor.submit(square, 1))
-            executor.shutdown(wait=False)
-            assert not wait(futures, DEADLINE).not_done
-            assert executor._crew.join(DEADLINE)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
