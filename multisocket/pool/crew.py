@@ -211,16 +211,6 @@ class Crew:
         if is_last:
             self._wake()
 
-    def add_many(self, tasks: list[Task]) -> None:
-        """Has several done."""
-        self._check_mine()
-        with self._lock:
-            self._check_open()
-            self._staff(len(tasks))
-            self._backlog.extend(tasks)
-            self._pump()
-        self._tell()
-
     def _check_mine(self) -> None:
         if self._pid != os.getpid():  # its lock may be held for ever here
             raise NotSupported("a pool is used by the process that made it: make another one here")
@@ -238,8 +228,7 @@ class Crew:
     def _is_due(self, task: Task | Source) -> bool:
         if isinstance(task, Source):
             return True
-        wanted = self._batch or task.function.batch
-        return len(self._backlog) >= wanted and self._work._depth < self.processes
+        return len(self._backlog) >= self.wanted(task.function) and self._work._depth < self.processes
 
     def wanted(self, function: Function) -> int:
         """Tasks that make a batch."""
@@ -267,7 +256,7 @@ class Crew:
     def _give_out(self, tasks: list[Task]) -> bool:
         """False: not now, they are in the backlog again."""
         number = self._next_number()
-        batch = self._batches[number] = Batch(tasks)
+        self._batches[number] = Batch(tasks)
         try:
             self._send(number, tasks)
             self._starved_since = None
@@ -289,7 +278,6 @@ class Crew:
             self._doubtful.append(number)
             self._wake()
             raise
-        del batch
         return True
 
     def _decide_doubtful(self) -> None:

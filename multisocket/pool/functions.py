@@ -90,8 +90,7 @@ class Functions:
 
         :raises ImportError: that needs cloudpickle.
         """
-        whole = parcel.pack_by_value(_loads(_whole(function.blob)) if function.original is None else function.original)
-        blob = whole if isinstance(whole, bytes) else bytes(whole[0])
+        blob = _dumps_by_value(_loads(_whole(function.blob)) if function.original is None else function.original)
         return self._remember(_BY_NAME + blob, function.name, is_by_value=True)
 
     def close(self) -> None:
@@ -144,17 +143,17 @@ def _named(function: Any) -> bytes:
 def _dumps(function: Any) -> bytes:
     packed = parcel.pack(function)
     # Buffers within functions are rare: here they need not be spared a copy.
-    return packed if isinstance(packed, bytes) else _in_one_piece(function, packed)
-
-
-def _in_one_piece(function: Any, packed: list[memoryview]) -> bytes:
+    if isinstance(packed, bytes):
+        return packed
     try:
         return pickle.dumps(function, 5)
     except Exception:
-        import cloudpickle
+        return _dumps_by_value(function)
 
-        whole: bytes = cloudpickle.dumps(function, 5)
-        return whole
+
+def _dumps_by_value(function: Any) -> bytes:
+    packed = parcel.pack_by_value(function)
+    return packed if isinstance(packed, bytes) else bytes(packed[0])
 
 
 def _fingerprint(function: FunctionType) -> bytes:
