@@ -14,7 +14,7 @@ cdef extern from *:
         return pair;
     }
     """
-    object new_pair(type kind, object first, object second)
+    object new_pair(object kind, object first, object second)
 
 
 cdef class TopicReader:
