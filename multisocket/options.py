@@ -1,4 +1,8 @@
-"""Options: their names, defaults and what values they take."""
+"""Options: their names, defaults and what values they take.
+
+The tables say it to the program; the ``TypedDict`` classes at the end of this file say the same to type checkers and
+editors, for ``**options: Unpack[SocketOptions]``. A test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from .errors import BadOption
+
+if TYPE_CHECKING:
+    import ssl
 
 
 @dataclass(frozen=True)
@@ -183,3 +190,145 @@ def _checked(known: Mapping[str, Option], name: str, value: Any) -> Any:
         raise
     except ValueError as error:
         raise BadOption(f"option {name} takes {error}, not {value!r}") from None
+
+
+# --- the same for type checkers ---
+
+
+class CommonOptions(TypedDict, total=False):
+    """Options of a Socket that every protocol takes."""
+
+    recv_queue_size: int
+    """Messages that may wait to be received. Default: 65536."""
+    recv_queue_bytes: int
+    """Bytes that may wait to be received. Default: 4 MiB."""
+    max_recv_content_length: int
+    """Bytes of a content that peers may send. Default: 4 GiB."""
+    arena_limit: int
+    """Bytes of large contents that may be on their way or read in place. Default: 8 GiB."""
+    send_queue_size: int
+    """Messages kept while no peer is connected. Default: 64."""
+    send_ttl: int
+    """Nodes that a message may pass. Default: 16."""
+    send_timeout: float | None
+    """Seconds that a send waits, when it says nothing itself; None for ever. Default: None."""
+    recv_timeout: float | None
+    """Seconds that a receive waits, when it says nothing itself; None for ever. Default: None."""
+    send_stop_timeout: float
+    """Seconds that ``close`` waits until what is kept has been sent. Default: 5."""
+
+
+class _NoRecv(TypedDict, total=False):
+    no_recv: bool
+    """Discard what peers send. Default: False."""
+
+
+class _NoSend(TypedDict, total=False):
+    no_send: bool
+    """Never send. Default: False."""
+
+
+class _BestEffort(TypedDict, total=False):
+    send_best_effort: bool
+    """Drop a message instead of waiting for room. Default: False."""
+
+
+class _PipeLimit(TypedDict, total=False):
+    pipe_limit: int | None
+    """Most connections at a time; None for no limit. Default: None."""
+
+
+class SocketOptions(CommonOptions, _NoRecv, _NoSend, _BestEffort, _PipeLimit, total=False):
+    """Of :class:`multisocket.Socket`, and of the protocols that take all of them."""
+
+
+class PairOptions(CommonOptions, _NoRecv, _NoSend, _BestEffort, total=False):
+    """Of :class:`multisocket.protocol.Pair`, which sets ``pipe_limit`` itself."""
+
+
+class PushOptions(CommonOptions, _NoSend, _BestEffort, _PipeLimit, total=False):
+    """Of :class:`multisocket.protocol.Push`, which sets ``no_recv`` itself."""
+
+
+class PullOptions(CommonOptions, _NoRecv, _BestEffort, _PipeLimit, total=False):
+    """Of :class:`multisocket.protocol.Pull`, which sets ``no_send`` itself."""
+
+
+class PubSubOptions(CommonOptions, _BestEffort, _PipeLimit, total=False):
+    """Of :class:`multisocket.protocol.Pub` and ``Sub``, whose Sockets both send and receive."""
+
+
+class StreamOptions(CommonOptions, _PipeLimit, total=False):
+    """Of :class:`multisocket.protocol.Stream`, whose Socket sends and receives and loses nothing."""
+
+    window: int
+    """Bytes that a peer may send ahead on each stream. Default: 256 KiB."""
+    backlog: int
+    """Streams that may wait to be accepted. Default: 128."""
+    idle_time: float
+    """Seconds of silence until a peer is asked whether it is there. Default: 30."""
+    probe_interval: float
+    """Seconds between such questions. Default: 1."""
+    probes: int
+    """Unanswered ones until a stream is broken. Default: 7."""
+
+
+class ListenOptions(TypedDict, total=False):
+    """Of ``listen``: those of all transports that come with multisocket. One that the address's transport does not know
+    is refused at run time."""
+
+    raw: bool
+    """No framing: whoever is at the other end knows nothing of messages. Default: False."""
+    raw_recv_buffer_size: int
+    """Bytes of a raw message at most. Default: 4096."""
+    close_on_eof: bool
+    """A raw pipe closes when its peer has ended its side. Default: True."""
+    send_queue_bytes: int
+    """Bytes that may wait to be written. Default: 1 MiB."""
+    max_recv_content_length: int
+    """Bytes of a content that the peer may send. Default: 256 MiB."""
+    no_delay: bool
+    """tcp: small messages are not held back. Default: True."""
+    keep_alive: bool
+    """tcp: idle connections are probed. Default: True."""
+    keep_alive_period: float | None
+    """tcp: seconds between probes; None as the system has it. Default: None."""
+    read_buffer: int | None
+    """tcp: bytes of the system's buffer; None as the system has it. Default: None."""
+    write_buffer: int | None
+    """tcp: bytes of the system's buffer; None as the system has it. Default: None."""
+    context: ssl.SSLContext | None
+    """TLS: a context in place of the files below. Default: None."""
+    certificate: str | os.PathLike[str] | None
+    """TLS: a file (PEM). Default: None."""
+    key: str | os.PathLike[str] | None
+    """TLS: a file (PEM); None: the key stands in ``certificate``. Default: None."""
+    ca: str | os.PathLike[str] | None
+    """TLS: a file with the authorities that are believed; None: the system's. Default: None."""
+    server_name: str | None
+    """TLS: the name that the listener's certificate must be for; None: the dialed host. Default: None."""
+    verify: bool
+    """TLS, dialing: check the certificate and its name. Default: True."""
+    client_certificate: Literal["none", "optional", "required"]
+    """TLS, listening: whether who dials shows a certificate. Default: "none"."""
+    path: str | None
+    """WebSocket: others get 404; None: the address's. Default: None."""
+    check_origin: bool
+    """WebSocket: a browser's page must be of the listener's own host. Default: True."""
+    origin_checker: Callable[[str], object] | None
+    """WebSocket: says of an origin whether it is welcome. Default: None."""
+    text: bool
+    """WebSocket, dialing: ask for ``multisocket.text``. Default: False."""
+
+
+class DialOptions(ListenOptions, total=False):
+    """Of ``dial``."""
+
+    reconnect: bool
+    """Connect again when the connection is lost. Default: True."""
+    min_reconnect_time: float
+    """Seconds before the first new attempt. Default: 0.1."""
+    max_reconnect_time: float
+    """Seconds between attempts at most. Default: 8."""
+    dial_async: bool
+    """Return at once, and keep trying. Default: False."""

@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import arena, background, carrier, names
 from .address import LISTEN, parse
@@ -18,6 +18,11 @@ from .errors import Closed, NotSupported
 from .options import SOCKET, resolve
 from .serializer import MSGPACK, content_size, dump, load, write
 from .shm import UNSET, Arena, Endpoint, Segment, Unset
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import DialOptions, ListenOptions, SocketOptions
 
 
 class Socket(Endpoint):
@@ -48,7 +53,7 @@ class Socket(Endpoint):
     :raises OutOfSharedMemory: no memory for it.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[SocketOptions]) -> None:
         values = resolve(SOCKET, options)
         segment = names.new_segment(
             values["recv_queue_bytes"],
@@ -84,7 +89,7 @@ class Socket(Endpoint):
 
     # --- connecting: in the process that made the Socket ---
 
-    def listen(self, address: str, **options: Any) -> Listener:
+    def listen(self, address: str, **options: Unpack[ListenOptions]) -> Listener:
         """Accepts connections at an address.
 
         :param address: like ``ipc://jobs.sock``, ``inproc://jobs`` or ``tcp://*:30001``.
@@ -94,7 +99,7 @@ class Socket(Endpoint):
         """
         return self._connecting("listen").listen(address, **options)
 
-    def dial(self, address: str, **options: Any) -> Dialer:
+    def dial(self, address: str, **options: Unpack[DialOptions]) -> Dialer:
         """Connects to an address, and keeps connecting again when the connection is lost.
 
         :param address: where somebody listens.

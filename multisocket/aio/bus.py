@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import protocol as blocking
 from ..message import Message
@@ -12,12 +12,15 @@ from .protocol import Receiving
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import SocketOptions
 
 
 class Bus(Receiving):
     """See :class:`multisocket.protocol.Bus`."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[SocketOptions]) -> None:
         super().__init__(blocking.Bus(**options).socket)
 
     async def send(self, content: ReadableBuffer, timeout: float | Unset | None = UNSET) -> int:

@@ -14,6 +14,9 @@ from .socket import Socket
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import DialOptions, ListenOptions
 
 Self = TypeVar("Self", bound="Protocol")
 
@@ -28,11 +31,11 @@ class Protocol:
         self.socket = Socket.of(sock)
         """Its Socket: an :class:`multisocket.aio.Socket`."""
 
-    async def listen(self, address: str, **options: Any) -> Listener:
+    async def listen(self, address: str, **options: Unpack[ListenOptions]) -> Listener:
         """See :meth:`multisocket.Socket.listen`."""
         return await self.socket.listen(address, **options)
 
-    async def dial(self, address: str, **options: Any) -> Dialer:
+    async def dial(self, address: str, **options: Unpack[DialOptions]) -> Dialer:
         """See :meth:`multisocket.Socket.dial`."""
         return await self.socket.dial(address, **options)
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import protocol as blocking
 from ..errors import Closed, Timeout
 from ..protocol.looks import end_of, looks
-from ..protocol.pubsub import BLOCK, DROP_NEWEST, LOOK_TIME, Publication, Subscriber
+from ..protocol.pubsub import BLOCK, DROP_NEWEST, LOOK_TIME, Publication, Slow, Subscriber
 from ..shm import UNSET, Unset
 from .protocol import Protocol
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import PubSubOptions
 
 
 class Pub(Protocol):
     """See :class:`multisocket.protocol.Pub`."""
 
-    def __init__(self, *, slow: str = DROP_NEWEST, backlog: int = 1000, **options: Any) -> None:
+    def __init__(self, *, slow: Slow = DROP_NEWEST, backlog: int = 1000, **options: Unpack[PubSubOptions]) -> None:
         self._pub = blocking.Pub(slow=slow, backlog=backlog, **options)
         self._blocks = slow == BLOCK
         super().__init__(self._pub.socket)
@@ -66,7 +69,7 @@ class Pub(Protocol):
 class Sub(Protocol):
     """See :class:`multisocket.protocol.Sub`."""
 
-    def __init__(self, topics: Iterable[bytes | str] = (), **options: Any) -> None:
+    def __init__(self, topics: Iterable[bytes | str] = (), **options: Unpack[PubSubOptions]) -> None:
         self._sub = blocking.Sub(topics, **options)
         super().__init__(self._sub.socket)
 

@@ -21,6 +21,9 @@ from .socket import Socket
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import SocketOptions
 
 log = logging.getLogger("multisocket")
 
@@ -32,7 +35,7 @@ class Req(Protocol):
     :param options: of the Socket.
     """
 
-    def __init__(self, *, resend: float | None = None, **options: Any) -> None:
+    def __init__(self, *, resend: float | None = None, **options: Unpack[SocketOptions]) -> None:
         req = blocking.Req(resend=resend, **options)
         super().__init__(req.socket)
         self._resender = req._resender
@@ -126,7 +129,7 @@ class Rep(Protocol):
     :param options: of the Socket.
     """
 
-    def __init__(self, handler: Handler | None = None, *, workers: int = 100, **options: Any) -> None:
+    def __init__(self, handler: Handler | None = None, *, workers: int = 100, **options: Unpack[SocketOptions]) -> None:
         super().__init__(blocking.Rep(None, workers=workers, **options).socket)
         self._handler = handler
         self._workers = workers

@@ -18,6 +18,9 @@ from .waiting import waiting
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import DialOptions, ListenOptions, SocketOptions
 
 T = TypeVar("T")
 
@@ -38,7 +41,7 @@ class Socket:
     :param options: as there.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[SocketOptions]) -> None:
         self._take(blocking.Socket(**options))
 
     @classmethod
@@ -55,11 +58,11 @@ class Socket:
 
     # --- connecting ---
 
-    async def listen(self, address: str, **options: Any) -> Listener:
+    async def listen(self, address: str, **options: Unpack[ListenOptions]) -> Listener:
         """See :meth:`multisocket.Socket.listen`."""
         return self.socket.listen(address, **options)
 
-    async def dial(self, address: str, **options: Any) -> Dialer:
+    async def dial(self, address: str, **options: Unpack[DialOptions]) -> Dialer:
         """See :meth:`multisocket.Socket.dial`."""
         return await _in_thread(lambda: self.socket.dial(address, **options), _close_dialer)
 

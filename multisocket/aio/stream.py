@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from .. import socket as blocking
 from ..connector import Dialer, Listener, Pipe
@@ -21,6 +21,9 @@ from .waiting import waiting
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import StreamOptions
 
 _READ = 1 << 16
 
@@ -37,7 +40,7 @@ class Stream(Protocol):
     :param options: as there.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[StreamOptions]) -> None:
         self._flows, rest = flows_of(**options)
         super().__init__(blocking.Socket(**rest))
         self._loop = asyncio.get_running_loop()

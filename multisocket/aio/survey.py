@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import protocol as blocking
 from ..errors import Error
@@ -20,6 +20,9 @@ from .reqrep import Rep, Request
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import SocketOptions
 
 
 log = logging.getLogger("multisocket")
@@ -28,7 +31,7 @@ log = logging.getLogger("multisocket")
 class Surveyor(Protocol):
     """See :class:`multisocket.protocol.Surveyor`."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[SocketOptions]) -> None:
         super().__init__(blocking.Surveyor(**options).socket)
         self._answers = Answers(self.socket)
 

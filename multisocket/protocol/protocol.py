@@ -13,6 +13,9 @@ from ..socket import Socket
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import DialOptions, ListenOptions, SocketOptions
 
 Self = TypeVar("Self", bound="Protocol")
 
@@ -33,14 +36,14 @@ class Protocol:
     :param options: of the Socket, see :class:`multisocket.Socket`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[SocketOptions]) -> None:
         self.socket = Socket(**options)
 
-    def listen(self, address: str, **options: Any) -> Listener:
+    def listen(self, address: str, **options: Unpack[ListenOptions]) -> Listener:
         """See :meth:`multisocket.Socket.listen`."""
         return self.socket.listen(address, **options)
 
-    def dial(self, address: str, **options: Any) -> Dialer:
+    def dial(self, address: str, **options: Unpack[DialOptions]) -> Dialer:
         """See :meth:`multisocket.Socket.dial`."""
         return self.socket.dial(address, **options)
 

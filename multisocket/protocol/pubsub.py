@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from ..background import Timer, background
 from ..connector import Pipe
@@ -28,15 +28,20 @@ from .protocol import LocalProtocol, Protocol
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import PubSubOptions
 
 log = logging.getLogger("multisocket")
 
-DROP_NEWEST = "drop newest"
+DROP_NEWEST: Final = "drop newest"
 """A slow subscriber does not get what it has no room for."""
-DROP_OLDEST = "drop oldest"
+DROP_OLDEST: Final = "drop oldest"
 """Some publications are kept for it; then the oldest of these goes."""
-BLOCK = "block"
+BLOCK: Final = "block"
 """Sending waits for it."""
+Slow = Literal["drop newest", "drop oldest", "block"]
+"""What becomes of a publication for a subscriber without room."""
 
 _SUBSCRIBE, _UNSUBSCRIBE = b"\1", b"\0"
 
@@ -92,7 +97,7 @@ class Pub(LocalProtocol):
     :param options: of the Socket.
     """
 
-    def __init__(self, *, slow: str = DROP_NEWEST, backlog: int = 1000, **options: Any) -> None:
+    def __init__(self, *, slow: Slow = DROP_NEWEST, backlog: int = 1000, **options: Unpack[PubSubOptions]) -> None:
         if slow not in (DROP_NEWEST, DROP_OLDEST, BLOCK):
             raise BadOption(f"option slow takes {DROP_NEWEST!r}, {DROP_OLDEST!r} or {BLOCK!r}, not {slow!r}")
         if not isinstance(backlog, int) or backlog < 1:
@@ -341,7 +346,7 @@ class Sub(Protocol):
     :param options: of the Socket.
     """
 
-    def __init__(self, topics: Iterable[bytes | str] = (), **options: Any) -> None:
+    def __init__(self, topics: Iterable[bytes | str] = (), **options: Unpack[PubSubOptions]) -> None:
         if isinstance(topics, (bytes, str)):
             raise BadOption(f"topics is a list of prefixes, not {topics!r}: write [{topics!r}]")
         wanted = {_encoded(topic) for topic in topics}

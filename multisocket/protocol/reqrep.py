@@ -27,6 +27,9 @@ from .resend import Resender
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import SocketOptions
 
 log = logging.getLogger("multisocket")
 
@@ -45,7 +48,7 @@ class Req(LocalProtocol):
     :param options: of the Socket.
     """
 
-    def __init__(self, *, resend: float | None = None, **options: Any) -> None:
+    def __init__(self, *, resend: float | None = None, **options: Unpack[SocketOptions]) -> None:
         if resend is not None and not (isinstance(resend, (int, float)) and resend > 0 and resend is not True):
             raise BadOption(f"option resend takes seconds, more than 0, or None, not {resend!r}")
         super().__init__(**options)
@@ -227,7 +230,11 @@ class Rep(Protocol):
     """
 
     def __init__(
-        self, handler: Callable[[bytes], ReadableBuffer | None] | None = None, *, workers: int = 1, **options: Any
+        self,
+        handler: Callable[[bytes], ReadableBuffer | None] | None = None,
+        *,
+        workers: int = 1,
+        **options: Unpack[SocketOptions],
     ) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise BadOption(f"option workers takes a number of threads, 1 or more, not {workers!r}")

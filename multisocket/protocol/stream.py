@@ -22,6 +22,9 @@ from .protocol import LocalProtocol
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import StreamOptions
 
 log = logging.getLogger("multisocket")
 
@@ -47,7 +50,7 @@ class Stream(LocalProtocol):
     :raises BadOption: a wrong value.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[StreamOptions]) -> None:
         self._flows, rest = flows_of(**options)
         super().__init__(**rest)
         self._pid = os.getpid()
@@ -399,7 +402,7 @@ OPTIONS = {
 _NOT_FOR_STREAMS = ("no_recv", "no_send", "send_best_effort")
 
 
-def flows_of(**options: Any) -> tuple[Flows, dict[str, Any]]:
+def flows_of(**options: Unpack[StreamOptions]) -> tuple[Flows, dict[str, Any]]:
     """What a Stream is made with: its streams, and the options of its Socket."""
     for name in _NOT_FOR_STREAMS:
         if options.get(name) is True:

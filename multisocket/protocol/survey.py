@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import Timeout
 from ..message import CONTROL, Message
@@ -19,6 +19,9 @@ from .reqrep import NO_REPLY, Rep, Request
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from typing_extensions import Unpack
+
+    from ..options import SocketOptions
 
 log = logging.getLogger("multisocket")
 
@@ -29,7 +32,7 @@ DEADLINE = 1.0
 class Surveyor(LocalProtocol):
     """Asks all who are connected. Any number of threads may have a survey running."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[SocketOptions]) -> None:
         super().__init__(**options)
         self._answers = Answers(self.socket)
 
