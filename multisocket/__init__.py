@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+try:
+    from .shm import __version__ as __version__
+except ImportError as error:
+    from .unbuilt import explain
+
+    raise explain(error) from None
+
 from .connector import Dialer, Listener, Pipe
 from .errors import (
     AddressInUse,
@@ -24,8 +31,6 @@ from .message import Message
 from .names import clean
 from .shm import Loan
 from .socket import Socket
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AddressInUse",

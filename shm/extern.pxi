@@ -1,5 +1,9 @@
 # What the binding uses of C.
 
+cdef extern from *:
+    # That of the project; the build defines it.
+    const char *MULTISOCKET_VERSION
+
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
 

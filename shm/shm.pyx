@@ -33,6 +33,8 @@ from multisocket.errors import (
 
 include "extern.pxi"
 
+__version__ = MULTISOCKET_VERSION.decode()
+
 # Sizes are bytes.
 cdef enum:
     # From this size on a copy is made without the GIL: it takes longer than handing the GIL over.
