@@ -214,6 +214,36 @@ def test_publications(address: str, slow: str) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("way", ["recv", "recv_many", "iterating"])
+def test_publications_are_equal_to_others_in_sets_and_dicts(address: str, way: str) -> None:
+    sent = [protocol.Publication(topic, b"%d" % i) for topic in (b"a", b"b") for i in range(5)] * 2
+
+    async def taken(sub: aio.Sub) -> list[protocol.Publication]:
+        if way == "recv":
+            return [await sub.recv(DEADLINE)]
+        if way == "recv_many":
+            return await sub.recv_many(7, DEADLINE)
+        async for publication in sub:
+            return [publication]
+        raise AssertionError
+
+    async def main() -> None:
+        async with aio.Pub() as pub, aio.Sub([b""]) as sub:
+            await pub.listen(address)
+            await sub.dial(address)
+            await pub.wait_subscribers(1, DEADLINE)
+            for publication in sent:
+                await pub.send(*publication)
+            got: list[protocol.Publication] = []
+            while len(got) < len(sent):
+                got += await taken(sub)
+            assert got == sent
+            assert list(map(hash, got)) == list(map(hash, sent))
+            assert set(got) == set(sent)
+
+    run(main())
+
+
 @pytest.mark.local
 def test_a_blocking_publisher(address: str) -> None:
     async def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ import multisocket as ms
 from conftest import DEADLINE, START_METHODS, Processes, free_port, until_full, wait_until
 from multisocket import shm
 from multisocket.message import CONTROL, TO_ALL
-from multisocket.protocol import Pub, Sub, switch
+from multisocket.protocol import Pub, Publication, Sub, switch
 
 Start = Callable[..., threading.Thread]
 
@@ -86,6 +87,32 @@ def test_what_is_subscribed_counts_from_the_next_publication_on(address: str) ->
             assert pub.send("a.b", b"%d" % i) == 1
             assert [sub.recv(DEADLINE).content for _ in range(2)] == [b"%d" % i] * 2
             sub.unsubscribe("a.")
+
+
+WAYS: dict[str, Callable[[Sub], Iterator[Publication]]] = {
+    "recv": lambda sub: iter(lambda: sub.recv(DEADLINE), None),
+    "recv_many": lambda sub: itertools.chain.from_iterable(iter(lambda: sub.recv_many(7, DEADLINE), None)),
+    "iterating": iter,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("topics", [["a"], ["a", "b"], ["", "a", "x" * 1000]])
+def test_publications_are_equal_to_others_in_sets_and_dicts(address: str, way: str, topics: list[str]) -> None:
+    """The first of a topic, others of the same topic, and those of another one are made in different ways."""
+    sent = [Publication(topic.encode(), b"%d" % i) for topic in topics for i in range(5)] * 2
+    sent += [Publication(b"a", bytes(100_000))]
+    with Pub() as pub, Sub([""]) as sub:
+        connect(pub, address, sub)
+        for publication in sent:
+            pub.send(*publication)
+        got = list(itertools.islice(WAYS[way](sub), len(sent)))
+    assert got == sent
+    assert list(map(hash, got)) == list(map(hash, sent))
+    assert set(got) == set(sent)
+    assert all(dict.fromkeys(sent, True).get(publication) for publication in got)
+    assert all(dict.fromkeys(got, True).get(publication) for publication in sent)
+    assert {hash(copy.copy(one)) for one in got} == {hash(pickle.loads(pickle.dumps(one))) for one in sent}
 
 
 @pytest.mark.local
