@@ -163,6 +163,7 @@ cdef class Arena(_Mapping):
 
     @property
     def closed(self):
+        """Whether its Socket is closed."""
         return arena_is_closed(&self.a)
 
     # --- giving back ---
@@ -370,7 +371,6 @@ cdef class Loan:
     cdef Endpoint socket
     cdef Block block
     cdef readonly object buffer
-    """A writable memoryview. Ends when the loan is sent or given back; do not write to it then by another view."""
 
     def send(self, timeout=_unset):
         """Sends it to one peer. Arguments and errors: see ``Socket.send``; after an error it can be sent again."""

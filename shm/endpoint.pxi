@@ -38,6 +38,7 @@ cdef class Endpoint:
 
     def _attach(self, Segment segment not None, str guard, *, bint here, bint owned, bint no_send, bint no_recv, bint best_effort,
                 int ttl, send_timeout, recv_timeout, uint64_t arena_limit):
+        """Takes the memory of a Socket, with its options, and begins to use it."""
         self.segment = segment
         self.guard = guard
         self.here = here
@@ -580,7 +581,7 @@ cdef class Endpoint:
         finally:
             PyBuffer_Release(&view)
 
-    def _send_through(self, uint32_t pipe, content, timeout=_unset, *, int flags=SEND_TO_ONE):
+    def _send_through(self, uint32_t pipe, content, timeout=_unset, *, int flags=0):
         """Like ``send``, but through this pipe.
 
         :param flags: of the message, and its send type.
@@ -1046,6 +1047,7 @@ cdef class Endpoint:
             pipe_open(&segment.seg, pipe, raw, peer_id, kind)
 
     def _release_pipe(self, uint32_t pipe):
+        """Ends a pipe: nothing is sent there any more, and its id is free again."""
         cdef Segment segment = self.alive()
         pipe_release(&segment.seg, pipe)
 

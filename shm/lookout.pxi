@@ -1,10 +1,13 @@
 #Waiting for an event loop.
 
 cdef class Lookout:
-    """Sleeps on the inboxes of Sockets in a thread, and makes a descriptor readable when something has come.
+    """Lookout()
+--
 
-    :raises OSError: the system has no descriptor left.
-    """
+Sleeps on the inboxes of Sockets in a thread, and makes a descriptor readable when something has come.
+
+:raises OSError: the system has no descriptor left.
+"""
 
     cdef lookout l
     cdef bint ready

@@ -29,16 +29,21 @@ cdef object _released = memoryview(b"")
 _released.release()
 
 
+# The first lines of these docstrings, so far to the left, are how CPython is told a constructor's signature.
 cdef class Message:
-    """A message with all that came with it.
+    """Message(content=b"", *, send_type=0, destination=(), source=(), ttl=16, flags=0)
+--
 
-    :param content: the bytes; anything with the buffer protocol. None: nothing more comes by a raw pipe.
-    :param send_type: 0 to one, 1 to all, 2 to a destination.
-    :param destination: path of pipe ids, nearest first; for send type 2.
-    :param source: path back to where it came from.
-    :param ttl: how many more nodes may pass it on, 0 to 255.
-    :param flags: further flags (internal 4, no source 8, raw 16, control 32).
-    """
+A message with all that came with it.
+
+:param content: the bytes; anything with the buffer protocol. None: nothing more comes by a raw pipe.
+:param send_type: 0 to one, 1 to all, 2 to a destination.
+:param destination: path of pipe ids, nearest first; for send type 2.
+:param source: path back to where it came from.
+:param ttl: how many more nodes may pass it on, 0 to 255.
+:param flags: further flags (internal 4, no source 8, raw 16, control 32).
+:raises BadMessage: one of these is out of range.
+"""
 
     cdef readonly object content
     cdef readonly int flags
@@ -48,7 +53,6 @@ cdef class Message:
     cdef bytes _destination
     cdef Block block
     cdef readonly bint is_remote
-    """It came over a network, to this Socket or to an earlier node of this machine."""
 
     def __init__(self, content=b"", *, int send_type=0, destination=(), source=(), int ttl=16, int flags=0):
         if not 0 <= send_type <= 2:
@@ -93,6 +97,11 @@ cdef class Message:
 
     def __exit__(self, *error):
         self.release()
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        """For annotations: ``Message[bytes]``."""
+        return GenericAlias(cls, item)
 
     @property
     def send_type(self):

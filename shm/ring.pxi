@@ -327,6 +327,7 @@ cdef class Ring:
 
     @property
     def closed(self):
+        """Whether somebody has closed it, for all processes."""
         return ring_is_closed(&self.r)
 
     def stats(self):

@@ -71,6 +71,7 @@ cdef class Segment(_Mapping):
 
     @property
     def closed(self):
+        """Whether its Socket is closed, for all processes."""
         return segment_is_closed(&self.seg)
 
 

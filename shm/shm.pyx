@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False, embedsignature=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic
 """Rings in shared memory, and the part of a Socket that lives in it.
 
 A thin binding: what is atomic, shared or fast is C (ring.h, endpoint.h), what needs Python objects is here. Two rules:
@@ -15,6 +15,7 @@ from libc.string cimport memcmp, memcpy, memset
 import math
 import os
 import threading
+from types import GenericAlias
 from weakref import WeakValueDictionary
 
 import posix_ipc
@@ -83,6 +84,7 @@ include "endpoint.pxi"
 include "lookout.pxi"
 include "topics.pxi"
 include "claims.pxi"
+include "about.pxi"
 
 # Files and processes.
 

@@ -23,16 +23,19 @@ cdef extern from *:
 
 
 cdef class TopicReader:
-    """Receives contents that are a topic (its length as u16 BE, then itself) and a rest, as pairs of these.
+    """TopicReader(sock, kind, learn)
+--
 
-    What costs least is done for a topic like that of the content before, and little more for one that is known. For any
-    other, and what has none, ``learn`` decides.
+Receives contents that are a topic (its length as u16 BE, then itself) and a rest, as pairs of these.
 
-    :param sock: to receive from.
-    :param kind: of the pairs: a subclass of tuple with two items.
-    :param learn: gets a whole content; gives a pair or, to drop it, None. A topic that it makes ``known`` is not asked for
-        again.
-    """
+What costs least is done for a topic like that of the content before, and little more for one that is known. For any
+other, and what has none, ``learn`` decides.
+
+:param sock: to receive from.
+:param kind: of the pairs: a subclass of tuple with two items.
+:param learn: gets a whole content; gives a pair or, to drop it, None. A topic that it makes ``known`` is not asked for
+    again.
+"""
 
     cdef Endpoint sock
     cdef type kind
@@ -167,24 +170,26 @@ cdef class TopicReader:
 
 
 cdef class TopicWriter:
-    """Sends contents with a topic before them (its length as u16 BE, then itself) to those who want it.
+    """TopicWriter(sock, waits, hear, find, slow, refused, missed)
+--
 
-    :param sock: to send through.
-    :param waits: whether ``slow`` waits, so that memory for a large content may be waited for as well.
-    :param hear: called first when something has come to the Socket.
-    :param find: gets a topic that is not known; gives the ids of pipes that it goes to, and what contents with it begin
-        with. It may make that ``known``.
-    :param slow: gets the pipes that had no room, the beginning, the content and the timeout.
-    :param refused: gets the pipes whose peers take no content as long as that.
-    :param missed: gets all pipes when there was no memory in time, before that is raised.
-    """
+Sends contents with a topic before them (its length as u16 BE, then itself) to those who want it.
+
+:param sock: to send through.
+:param waits: whether ``slow`` waits, so that memory for a large content may be waited for as well.
+:param hear: called first when something has come to the Socket.
+:param find: gets a topic that is not known; gives the ids of pipes that it goes to, and what contents with it begin
+    with. It may make that ``known``.
+:param slow: gets the pipes that had no room, the beginning, the content and the timeout.
+:param refused: gets the pipes whose peers take no content as long as that.
+:param missed: gets all pipes when there was no memory in time, before that is raised.
+"""
 
     cdef Endpoint sock
     cdef bint waits
     cdef object hear, find, slow, refused, missed
     cdef dict known
     cdef public bint is_careful
-    """All goes to ``slow``."""
 
     def __init__(self, Endpoint sock not None, bint waits, hear, find, slow, refused, missed):
         self.sock = sock

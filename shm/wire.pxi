@@ -47,10 +47,13 @@ cdef class _Post:
 
 
 cdef class Carrier:
-    """The threads of this process that move the bytes of wires. There is one at a time.
+    """Carrier()
+--
 
-    :raises OSError: the system has no descriptor or thread left.
-    """
+The threads of this process that move the bytes of wires. There is one at a time.
+
+:raises OSError: the system has no descriptor or thread left.
+"""
 
     cdef carrier *c
     cdef uint32_t generation
@@ -103,17 +106,20 @@ cdef class Carrier:
 
 
 cdef class Wire:
-    """One end of a connection to a peer across a network. See wire.h.
+    """Wire(socket, outbox, pipe, *, receives, most, chunk=0, keeps_half=False, ttl=16, arena=None)
+--
 
-    :param socket: memory of the Socket whose inbox it fills.
-    :param outbox: memory whose inbox holds what is to be written.
-    :param pipe: its id in the Socket.
-    :param receives: False: what comes is thrown away.
-    :param most: bytes of the longest content that may come.
-    :param chunk: bytes of a message at most, of a raw connection; 0: framed.
-    :param keeps_half: raw: when the peer has ended, it still gets messages.
-    :param arena: for large contents that come; None: they go through the inbox.
-    """
+One end of a connection to a peer across a network. See wire.h.
+
+:param socket: memory of the Socket whose inbox it fills.
+:param outbox: memory whose inbox holds what is to be written.
+:param pipe: its id in the Socket.
+:param receives: False: what comes is thrown away.
+:param most: bytes of the longest content that may come.
+:param chunk: bytes of a message at most, of a raw connection; 0: framed.
+:param keeps_half: raw: when the peer has ended, it still gets messages.
+:param arena: for large contents that come; None: they go through the inbox.
+"""
 
     cdef load l
     cdef Segment segment, outbox
@@ -125,7 +131,6 @@ cdef class Wire:
     cdef uint32_t generation
     cdef object __weakref__
     cdef public object driver
-    """What the layer above keeps with it."""
 
     def __init__(self, Segment socket not None, Segment outbox not None, uint32_t pipe, *, bint receives, uint32_t most,
                  uint32_t chunk=0, bint keeps_half=False, int ttl=16, Arena arena=None):
@@ -215,6 +220,7 @@ cdef class Wire:
 
     @property
     def closed(self):
+        """Whether it carries nothing any more."""
         return wire_is_closed(&self.l.w)
 
     def used_arena(self):
@@ -253,7 +259,6 @@ cdef class Wire:
         return at
 
     cdef readonly bint blocked
-    """What came last found no room."""
 
     def go_on(self):
         """Tries again to find room for what has come."""

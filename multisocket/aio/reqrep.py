@@ -102,7 +102,7 @@ class Request:
     :param sock: to reply through.
     """
 
-    __slots__ = ("_request", "_socket", "content")
+    __slots__ = {"_request": None, "_socket": None, "content": "What is asked."}
 
     def __init__(self, request: blocking.Request, sock: Socket) -> None:
         self._request = request

@@ -173,7 +173,7 @@ class Request:
     :param content: of it.
     """
 
-    __slots__ = ("_head", "_socket", "_source", "content")
+    __slots__ = {"_head": None, "_socket": None, "_source": None, "content": "What is asked."}
 
     def __init__(self, sock: Socket, msg: Message) -> None:
         self._socket = sock
