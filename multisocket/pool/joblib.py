@@ -39,6 +39,7 @@ from . import parcel
 from .executor import Executor, _Call
 from .forms import ONE, OUTCOME, STAR
 from .functions import _BY_NAME, Function, Functions
+from .joblib_worker import prepare
 from .repeated import Repeated
 from .stored import Stored
 
@@ -232,20 +233,17 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
 
     def _make(self, number: int, context: BaseContext) -> Executor:
         threads = self.inner_max_num_threads or max(joblib.cpu_count() // number, 1)
-        is_asked_for = self.inner_max_num_threads is not None
+        environment = dict.fromkeys(self.MAX_NUM_THREADS_VARS, str(threads))
+        # What is set already is told as well: a fork server has the environment of the time when it was started.
+        is_set = {} if self.inner_max_num_threads else {n: os.environ[n] for n in environment if n in os.environ}
         nested, _ = self.get_nested_backend()
         return Executor(
             number,
             context,
-            initializer=_prepare,
-            initargs=(nested, self._environment(threads, is_asked_for)),
+            initializer=prepare,
+            initargs=(environment | is_set, threads if len(is_set) < len(environment) else None, pickle.dumps(nested)),
             retries=self._retries,
         )
-
-    def _environment(self, threads: int, is_asked_for: bool) -> dict[str, str]:
-        """Variables that tell numeric libraries how many threads to use."""
-        names = [name for name in self.MAX_NUM_THREADS_VARS if is_asked_for or name not in os.environ]
-        return dict.fromkeys(names, str(threads))
 
     def terminate(self) -> None:
         """The call, or the block of calls, is over."""
@@ -450,27 +448,6 @@ def _packed(obj: Any, arrays: Repeated) -> parcel.Packed:
 
 
 # --- in workers ---
-
-
-def _prepare(nested: Any, environment: dict[str, str]) -> None:
-    """The first that a worker does.
-
-    :param nested: joblib's backend for what tasks run in parallel themselves.
-    :param environment: variables for numeric libraries.
-    """
-    os.environ.update(environment)
-    _limit_threads(environment)
-    joblib.parallel_config(nested)
-
-
-def _limit_threads(environment: dict[str, str]) -> None:
-    """Libraries that were loaded before a fork do not look at their variables again."""
-    if not environment or "numpy" not in sys.modules:
-        return
-    with contextlib.suppress(ImportError):
-        import threadpoolctl  # type: ignore[import-not-found,unused-ignore]
-
-        threadpoolctl.threadpool_limits(int(next(iter(environment.values()))))
 
 
 def _call_each(items: list[_Item]) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import DEADLINE, names_in_shm, wait_until
+from conftest import DEADLINE, START_METHODS, names_in_shm, wait_until
 from multisocket import names
 from multisocket.pool import WorkerDied
 from multisocket.pool.repeated import Repeated
@@ -464,17 +464,53 @@ def test_tasks_can_have_workers_of_their_own() -> None:
     wait_until(lambda: not is_alive(pid) and not any(map(is_alive, inner_pids)), "theirs end with them")
 
 
-def test_numeric_libraries_are_told_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", START_METHODS)
+def test_numeric_libraries_are_told_how_many_threads(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]
     share = str(max(joblib.cpu_count() // 2, 1))
-    assert parallel()([delayed(os.getenv)(name) for name in names]) == ["7", share]
-    with parallel_config(NAME, inner_max_num_threads=3):
+    with parallel_config(NAME, context=method):
+        assert Parallel(n_jobs=2)([delayed(os.getenv)(name) for name in names]) == ["7", share]
+    with parallel_config(NAME, context=method, inner_max_num_threads=3):
         assert Parallel(n_jobs=2)([delayed(os.getenv)(name) for name in names]) == ["3", "3"]
 
 
 # --- programs ---
+
+
+NUMPY = """
+import os
+with open("seen", "a") as file:
+    file.write(f"{os.getpid()} {os.environ.get('OPENBLAS_NUM_THREADS')} {os.environ.get('OMP_NUM_THREADS')}\\n")
+raise ImportError("a NumPy that only tells what its libraries would see")
+"""
+
+NUMERIC = """
+    import os, sys
+
+    if __name__ == "__main__":
+        from joblib import Parallel, delayed, parallel_config
+        import multisocket.pool.joblib
+
+        os.environ["OMP_NUM_THREADS"] = "7"
+        with parallel_config("multisocket", context=sys.argv[1], n_jobs=2):
+            print(os.getpid(), *set(Parallel()(delayed(os.getpid)() for _ in range(100))))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_numeric_libraries_are_told_before_they_are_loaded(
+    run_script: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text(NUMPY)
+    code, out, errors = run_script(NUMERIC, method).end()
+    assert (code, errors) == (0, "")
+    _, *workers = out.split()
+    seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+    share = str(max(joblib.cpu_count() // 2, 1))
+    assert {tuple(told) for pid, *told in seen if pid in workers} == {(share, "7")}
 
 
 def test_functions_of_main_are_as_they_are_at_the_call(run_script: Callable[..., Any]) -> None:
