@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -23,6 +24,9 @@ import pytest
 
 import multisocket as ms
 from multisocket import names, shm
+
+# Whoever starts the tests in the background of a script has it ignored, and so would all programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE = 30.0
 START_METHODS = ["fork", "spawn", "forkserver"]
@@ -193,27 +197,39 @@ def in_small_memory(size: str, code: str) -> str:
     return done.stdout.strip()
 
 
-def _children() -> set[int]:
-    """Child processes, but for multiprocessing's own servants."""
+def children() -> set[int]:
+    """Processes that this one has started, or had its fork server start; but for multiprocessing's own servants."""
     found = set()
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
-            found |= {int(pid) for pid in Path(f"/proc/self/task/{task}/children").read_text().split()}
-    return {pid for pid in found if not _is_servant(pid)}
+    for pid in _children_of("self"):
+        command = _command(pid)
+        if b"forkserver" in command:
+            found |= {worker for worker in _children_of(str(pid)) if _command(worker)}
+        elif command and b"resource_tracker" not in command:
+            found.add(pid)
+    return found
 
 
-def _is_servant(pid: int) -> bool:
+def _children_of(process: str) -> set[int]:
+    found = set()
     with contextlib.suppress(OSError):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        return b"resource_tracker" in command or b"forkserver" in command or not command
-    return True
+        for task in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError):
+                found |= {int(pid) for pid in Path(f"/proc/{process}/task/{task}/children").read_text().split()}
+    return found
+
+
+def _command(pid: int) -> bytes:
+    """Nothing of one that has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 @pytest.fixture(autouse=True)
 def leaves_nothing() -> Iterator[None]:
     """No process, no shared memory of this process."""
     yield
-    assert not _children(), "child processes are left behind"
+    assert not children(), "child processes are left behind"
     prefix = Path(names.guard_path()).name.removesuffix(".guard")
     left = {name for name in names_in_shm() if name.startswith(f"{prefix}-")}
     assert not left, "shared memory is left behind"

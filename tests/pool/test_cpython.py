@@ -33,8 +33,7 @@ from unittest import mock
 
 import pytest
 
-import conftest
-from conftest import DEADLINE, START_METHODS, Processes, names_in_shm, wait_until
+from conftest import DEADLINE, START_METHODS, Processes, children, names_in_shm, wait_until
 from multisocket import names
 from multisocket.background import background
 from multisocket.pool import Executor, InitializerFailed, Pool, WorkerDied
@@ -198,7 +197,7 @@ def leaves_nothing() -> Iterator[None]:
     before = names_in_shm()
     yield
     gc.collect()
-    wait_until(lambda: not conftest._children(), "child processes end")
+    wait_until(lambda: not children(), "child processes end")
     wait_until(lambda: not (_own_names() - before), "shared memory is removed")
 
 
@@ -478,7 +477,7 @@ def test_unused_executor_leaves_nothing() -> None:
     executor = _executor("fork")
     del executor
     gc.collect()
-    assert not conftest._children()
+    assert not children()
     assert not {one for one in set(threading.enumerate()) - before if one.name == "multisocket-crew"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import itertools
@@ -25,7 +24,7 @@ import numpy as np
 import pytest
 
 import multisocket as ms
-from conftest import DEADLINE, START_METHODS, Processes, wait_until
+from conftest import DEADLINE, START_METHODS, Processes, children, wait_until
 from multisocket import BadOption
 from multisocket.pool import (
     Executor,
@@ -59,14 +58,6 @@ def threads_end() -> Iterator[None]:
 def run_threads() -> list[str]:
     ours = ("multisocket-crew", "multisocket-source", "multisocket-borrowed", "multisocket-progress")
     return [thread.name for thread in threading.enumerate() if thread.name in ours]
-
-
-def children() -> set[int]:
-    found = set()
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
-            found |= {int(pid) for pid in Path(f"/proc/self/task/{task}/children").read_text().split()}
-    return found
 
 
 class Counting:
@@ -378,7 +369,8 @@ def test_lambdas_go_by_value() -> None:
 def test_functions_that_cannot_be_sent_are_refused_at_once() -> None:
     lock = threading.Lock()
     before = children()
-    with pytest.raises((TypeError, AttributeError, ValueError)):
+    # The second is told without cloudpickle, before Python 3.14; the third from then on.
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         Pipeline(square, lambda x: (lock, x)).run(range(5))
     assert children() == before
 
@@ -584,7 +576,7 @@ def test_values_before_an_error_stay() -> None:
 @orders
 def test_a_source_that_raises_ends_what_came_before_it(ordered: bool, gate: Gate) -> None:
     def source() -> Iterator[int]:
-        yield from range(30)
+        yield from range(12)  # not more than two workers are surely given while one of them waits
         gate.open()
         raise OSError("no more")
 
@@ -595,7 +587,7 @@ def test_a_source_that_raises_ends_what_came_before_it(ordered: bool, gate: Gate
     found, error = taken(Pipeline(*stages).run(source()))
     assert isinstance(error, OSError)
     assert str(error) == "no more"
-    assert sorted(found) == sorted(x * x for x in range(30))
+    assert sorted(found) == sorted(x * x for x in range(12))
 
 
 def test_what_is_no_source() -> None:
