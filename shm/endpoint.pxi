@@ -402,10 +402,10 @@ cdef class Endpoint:
         except FileNotFoundError:
             return None
 
-    def _arena_used(self, Arena arena):
+    def _arena_used(self, Arena used):
         """Called when a block was taken: for the layer above, which looks after the arena."""
 
-    def _reclaim(self, Arena arena):
+    def _reclaim(self, Arena full):
         """Called when the arena is full: for the layer above, which finds out who is dead."""
 
     def loan(self, Py_ssize_t nbytes, timeout=_unset):

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic, autotestdict=False
 """Rings in shared memory, and the part of a Socket that lives in it.
 
 A thin binding: what is atomic, shared or fast is C (ring.h, endpoint.h), what needs Python objects is here. Two rules:

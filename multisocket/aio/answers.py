@@ -22,7 +22,7 @@ class Asker:
     :param failed: gets the reason why none will come any more.
     """
 
-    def __init__(self, told: Callable[[Message], None], failed: Callable[[Error], None]) -> None:
+    def __init__(self, told: Callable[[Message[bytes]], None], failed: Callable[[Error], None]) -> None:
         self.told = told
         self.failed = failed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import protocol as blocking
 from ..message import Message
@@ -31,10 +31,10 @@ class Bus(Receiving):
         """See :meth:`multisocket.protocol.Bus.send_obj`."""
         return await self.socket.send_all(dump(obj, MSGPACK)[0], timeout)
 
-    async def recv_msg(self, timeout: float | Unset | None = UNSET) -> Message:
+    async def recv_msg(self, timeout: float | Unset | None = UNSET) -> Message[bytes]:
         """See :meth:`multisocket.protocol.Bus.recv_msg`."""
         return await self.socket.recv_msg(timeout)
 
-    async def forward(self, msg: Message, timeout: float | Unset | None = UNSET) -> int:
+    async def forward(self, msg: Message[Any], timeout: float | Unset | None = UNSET) -> int:
         """See :meth:`multisocket.protocol.Bus.forward`."""
         return await self.socket._send_on(msg, timeout)

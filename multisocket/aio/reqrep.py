@@ -50,7 +50,7 @@ class Req(Protocol):
     async def request(self, content: ReadableBuffer, timeout: float | None = TIMEOUT) -> bytes:
         """See :meth:`multisocket.protocol.Req.request`. Cancelled, the request is forgotten."""
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[Message] = loop.create_future()
+        reply: asyncio.Future[Message[bytes]] = loop.create_future()
         head = self._answers.expect(_asker(reply))
         timer = None if timeout is None else loop.call_later(timeout, _late, reply, timeout)
         try:
@@ -76,8 +76,8 @@ class Req(Protocol):
         await self.socket.send(joined(head, content), timeout)
 
 
-def _asker(reply: asyncio.Future[Message]) -> Asker:
-    def told(msg: Message) -> None:
+def _asker(reply: asyncio.Future[Message[bytes]]) -> Asker:
+    def told(msg: Message[bytes]) -> None:
         if not reply.done():
             reply.set_result(msg)
 
@@ -88,7 +88,7 @@ def _asker(reply: asyncio.Future[Message]) -> Asker:
     return Asker(told, failed)
 
 
-def _late(reply: asyncio.Future[Message], timeout: float) -> None:
+def _late(reply: asyncio.Future[Message[bytes]], timeout: float) -> None:
     if not reply.done():
         reply.set_exception(
             Timeout(f"no answer came within {timeout} s: nobody is connected, or who was asked is slow, or gone")

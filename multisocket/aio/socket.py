@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .. import socket as blocking
 from ..connector import Dialer, Listener, Pipe
@@ -121,14 +121,14 @@ class Socket:
             return self.socket.send_all(content, 0)
         return await self._to_each(self.socket._pipe_ids, lambda pipes: self.socket._offer(pipes, content), timeout)
 
-    async def send_msg(self, msg: Message, timeout: float | Unset | None = UNSET) -> None:
+    async def send_msg(self, msg: Message[Any], timeout: float | Unset | None = UNSET) -> None:
         """See :meth:`multisocket.Socket.send_msg`."""
         if msg.send_type == TO_ALL and not self._is_best_effort:
             await self._to_each(self.socket._pipe_ids, lambda pipes: self.socket._offer_msg(pipes, msg), timeout)
             return
         await self._with_room(lambda: self.socket.send_msg(msg, 0), timeout)
 
-    async def _send_on(self, msg: Message, timeout: float | Unset | None) -> int:
+    async def _send_on(self, msg: Message[Any], timeout: float | Unset | None) -> int:
         """To every peer but the one that the message came from."""
         if self._is_best_effort:
             return self.socket._send_on(msg, 0)
@@ -226,18 +226,44 @@ class Socket:
         content: bytes = await self._receive(False, True, timeout)
         return content
 
-    async def recv_msg(self, timeout: float | Unset | None = UNSET, *, copy: bool = True) -> Message:
+    @overload
+    async def recv_msg(
+        self, timeout: float | Unset | None = UNSET, *, copy: Literal[True] = True
+    ) -> Message[bytes]: ...
+
+    @overload
+    async def recv_msg(self, timeout: float | Unset | None = UNSET, *, copy: Literal[False]) -> Message[memoryview]: ...
+
+    @overload
+    async def recv_msg(
+        self, timeout: float | Unset | None = UNSET, *, copy: bool
+    ) -> Message[bytes] | Message[memoryview]: ...
+
+    async def recv_msg(self, timeout: float | Unset | None = UNSET, *, copy: bool = True) -> Message[Any]:
         """See :meth:`multisocket.Socket.recv_msg`."""
-        msg: Message = await self._receive(True, copy, timeout)
+        msg: Message[Any] = await self._receive(True, copy, timeout)
         return msg
 
     async def recv_many(self, max_messages: int, timeout: float | Unset | None = UNSET) -> list[bytes]:
         """See :meth:`multisocket.Socket.recv_many`."""
         return await self._receive_many(lambda: self.socket.recv_many(max_messages, 0), timeout)
 
+    @overload
     async def recv_msgs(
-        self, max_messages: int, timeout: float | Unset | None = UNSET, *, copy: bool = True
-    ) -> list[Message]:
+        self, max_messages: int, timeout: float | Unset | None = UNSET, *, copy: Literal[True] = True
+    ) -> list[Message[bytes]]: ...
+
+    @overload
+    async def recv_msgs(
+        self, max_messages: int, timeout: float | Unset | None = UNSET, *, copy: Literal[False]
+    ) -> list[Message[memoryview]]: ...
+
+    @overload
+    async def recv_msgs(
+        self, max_messages: int, timeout: float | Unset | None = UNSET, *, copy: bool
+    ) -> list[Message[bytes]] | list[Message[memoryview]]: ...
+
+    async def recv_msgs(self, max_messages: int, timeout: float | Unset | None = UNSET, *, copy: bool = True) -> Any:
         """See :meth:`multisocket.Socket.recv_msgs`."""
         return await self._receive_many(lambda: self.socket.recv_msgs(max_messages, 0, copy=copy), timeout)
 
@@ -249,7 +275,7 @@ class Socket:
     def __aiter__(self) -> Socket:
         return self
 
-    async def __anext__(self) -> Message:
+    async def __anext__(self) -> Message[bytes]:
         try:
             return await self.recv_msg(None)
         except Closed:

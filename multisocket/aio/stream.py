@@ -107,7 +107,7 @@ class Stream(Protocol):
         await super().close()
         self._ended("the Stream was closed")
 
-    def _tell(self, msg: Message) -> None:
+    def _tell(self, msg: Message[bytes]) -> None:
         """Sends what need not get there."""
         with contextlib.suppress(Error):
             self._sock.send_msg(msg, 0)

@@ -38,7 +38,7 @@ class Surveyor(Protocol):
     async def survey(self, content: ReadableBuffer, deadline: float = DEADLINE) -> AsyncIterator[bytes]:
         """See :meth:`multisocket.protocol.Surveyor.survey`; for ``async for``, which also asks the question."""
         end = time.monotonic() + deadline
-        responses: asyncio.Queue[Message | Error] = asyncio.Queue()
+        responses: asyncio.Queue[Message[bytes] | Error] = asyncio.Queue()
         head = self._answers.expect(Asker(responses.put_nowait, responses.put_nowait))
         try:
             await self.socket.send_all(joined(head, content), deadline)

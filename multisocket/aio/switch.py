@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import Any
 
 from ..errors import BadOption, Closed, Error
 from ..message import Message
@@ -16,7 +17,7 @@ from .socket import Socket
 
 log = logging.getLogger("multisocket")
 
-Middleware = Callable[[Message, Socket], Message | Awaitable[Message | None] | None]
+Middleware = Callable[[Message[memoryview], Socket], Message[Any] | Awaitable[Message[Any] | None] | None]
 
 
 class Switch:
@@ -72,7 +73,7 @@ class Switch:
             if task is not asyncio.current_task():
                 task.cancel()
 
-    async def _pass_on(self, msg: Message, origin: Socket, target: Socket) -> bool:
+    async def _pass_on(self, msg: Message[memoryview], origin: Socket, target: Socket) -> bool:
         with msg:
             try:
                 passed = await self._changed(msg, origin)
@@ -89,7 +90,7 @@ class Switch:
                 return False
         return True
 
-    async def _changed(self, msg: Message, origin: Socket) -> Message | None:
+    async def _changed(self, msg: Message[memoryview], origin: Socket) -> Message[Any] | None:
         if self._middleware is None:
             return msg
         passed = self._middleware(msg, origin)

@@ -38,7 +38,7 @@ AnyAsker = TypeVar("AnyAsker")
 class Asker(Protocol):
     """Somebody who has asked."""
 
-    def told(self, msg: Message) -> None:
+    def told(self, msg: Message[bytes]) -> None:
         """An answer has come. Must return soon."""
 
     def failed(self, error: Exception) -> None:
@@ -62,7 +62,7 @@ def joined(head: bytes, content: ReadableBuffer) -> bytes:
     return b"".join((head, content))
 
 
-def content_of(msg: Message) -> bytes:
+def content_of(msg: Message[bytes]) -> bytes:
     """What was answered.
 
     :raises RemoteError: that it went wrong.
@@ -183,7 +183,7 @@ class Answers:
             if not waiter.is_done:
                 return wake(waiter)
 
-    def _give(self, msg: Message) -> None:
+    def _give(self, msg: Message[bytes]) -> None:
         asker = asker_of(self._askers, msg)
         if asker is not None:
             asker.told(msg)
@@ -246,7 +246,7 @@ class Answers:
                 asker.failed(error)
 
 
-def asker_of(askers: Mapping[bytes, AnyAsker], msg: Message) -> AnyAsker | None:
+def asker_of(askers: Mapping[bytes, AnyAsker], msg: Message[bytes]) -> AnyAsker | None:
     """Whose answer it is; None: it is late, or nobody's. Answers alone go to a destination: a question that comes back
     in a circle is none."""
     return askers.get(msg.content[:HEAD_SIZE]) if msg.send_type == TO_DESTINATION else None

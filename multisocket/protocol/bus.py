@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..message import Message
 from ..serializer import MSGPACK, dump
@@ -25,11 +25,11 @@ class Bus(Receiving):
         """The same with an object, packed by msgpack."""
         return self.socket.send_all(dump(obj, MSGPACK)[0], timeout)
 
-    def recv_msg(self, timeout: float | Unset | None = UNSET) -> Message:
+    def recv_msg(self, timeout: float | Unset | None = UNSET) -> Message[bytes]:
         """See :meth:`multisocket.Socket.recv_msg`; for ``forward``."""
         return self.socket.recv_msg(timeout)
 
-    def forward(self, msg: Message, timeout: float | Unset | None = UNSET) -> int:
+    def forward(self, msg: Message[Any], timeout: float | Unset | None = UNSET) -> int:
         """Passes on what was received: to all but the peer that it came from; how many.
 
         :raises MessageDropped: its ttl is used up.

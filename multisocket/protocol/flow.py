@@ -231,7 +231,7 @@ class Flows:
 
     # --- our wishes: each gives the message that tells the peer ---
 
-    def open(self, now: float) -> tuple[Flow, Message]:
+    def open(self, now: float) -> tuple[Flow, Message[bytes]]:
         """A new stream to some peer."""
         flow = self._new(now)
         body = _CONTROL.pack(OPEN, 0, flow.number) + _NUMBER.pack(flow.window)
@@ -242,7 +242,7 @@ class Flows:
         """Streams that peers have opened and nobody has accepted."""
         return len(self._waiting)
 
-    def accept(self, tell: Callable[[Message], object], now: float) -> Flow | None:
+    def accept(self, tell: Callable[[Message[bytes]], object], now: float) -> Flow | None:
         """The next stream that a peer has opened. None: there is none, or their peers take no messages now.
 
         :param tell: sends a message at once, or raises.
@@ -261,7 +261,7 @@ class Flows:
             self.forget(flow)
         return None
 
-    def goodbyes(self) -> list[Message]:
+    def goodbyes(self) -> list[Message[bytes]]:
         """Tells all peers that this end closes."""
         closing = [control(flow, CLOSE) for flow in self if flow.theirs and not flow.is_deaf]
         reason = "it was closed before anybody had accepted the stream"
@@ -282,7 +282,7 @@ class Flows:
 
     # --- what comes ---
 
-    def heard(self, msg: Message, now: float) -> Message | None:
+    def heard(self, msg: Message[bytes], now: float) -> Message[bytes] | None:
         """A message has come. The answer need not get there: it is asked for again, or missed later."""
         if msg.content is None or msg.flags & RAW:  # of a peer that knows nothing of streams
             return None
@@ -307,7 +307,7 @@ class Flows:
             return control(flow, ALIVE)
         return self._told(flow, kind, body[head:])
 
-    def _opened(self, path: Path, theirs: int, rest: memoryview, now: float) -> Message | None:
+    def _opened(self, path: Path, theirs: int, rest: memoryview, now: float) -> Message[bytes] | None:
         if len(rest) != _NUMBER.size or not theirs or not path:
             return None
         if len(self._waiting) >= self._most_waiting:
@@ -316,7 +316,7 @@ class Flows:
         self.offered()
         return None
 
-    def _told(self, flow: Flow, kind: int, rest: memoryview) -> Message | None:
+    def _told(self, flow: Flow, kind: int, rest: memoryview) -> Message[bytes] | None:
         is_good = True
         if kind == 0:
             is_good = flow.arrived(rest)
@@ -354,7 +354,7 @@ class Flows:
         flow.fail(reason)
         flow.changed()
 
-    def look(self, now: float) -> list[Message]:
+    def look(self, now: float) -> list[Message[bytes]]:
         """Finds out who is silent for too long; the probes to be sent, which need not get there."""
         probes = []
         for flow in self:
@@ -379,13 +379,13 @@ class Flows:
         return self._keep_alive.idle + flow.probes * self._keep_alive.interval
 
 
-def control(flow: Flow, kind: int, rest: bytes = b"") -> Message:
+def control(flow: Flow, kind: int, rest: bytes = b"") -> Message[bytes]:
     """A control message to the other end."""
     body = _CONTROL.pack(kind, flow.theirs, flow.number) + rest
     return Message(body, send_type=TO_DESTINATION, destination=flow.path, flags=CONTROL)
 
 
-def credit(flow: Flow, n: int) -> Message:
+def credit(flow: Flow, n: int) -> Message[bytes]:
     """So many bytes more may be sent."""
     return control(flow, CREDIT, _NUMBER.pack(n))
 
@@ -395,6 +395,6 @@ def data(flow: Flow, content: memoryview) -> bytes:
     return _IDS.pack(flow.theirs, flow.number) + content
 
 
-def _reset(path: Path, to: int, number: int, reason: str) -> Message:
+def _reset(path: Path, to: int, number: int, reason: str) -> Message[bytes]:
     body = _CONTROL.pack(RESET, to, number) + reason.encode()
     return Message(body, send_type=TO_DESTINATION, destination=path, flags=CONTROL)

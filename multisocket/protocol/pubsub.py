@@ -112,7 +112,7 @@ class Pub(LocalProtocol):
         # Pipes whose peers have subscribed a prefix.
         self._by_prefix: dict[bytes, set[int]] = {}
         # Heard before the pipe that they came by was announced.
-        self._early: list[Message] = []
+        self._early: list[Message[bytes]] = []
         self._behind: set[int] = set()
         self._timer: Timer | None = None
         self._writer = TopicWriter(
@@ -169,7 +169,7 @@ class Pub(LocalProtocol):
             while (msg := self.socket._poll(True)) is not UNSET:
                 self._heard(msg)
 
-    def _heard(self, msg: Message) -> None:
+    def _heard(self, msg: Message[bytes]) -> None:
         prefixes = _prefixes(msg.content)
         if not msg.flags & CONTROL or prefixes is None or not msg.source:
             log.info("a message of %d bytes to a Pub that is no subscription was dropped", len(msg.content))

@@ -117,9 +117,9 @@ class _Waiting(Waiter):
 
     __slots__ = ("reply",)
 
-    reply: Message
+    reply: Message[bytes]
 
-    def told(self, msg: Message) -> None:
+    def told(self, msg: Message[bytes]) -> None:
         if self.is_done:
             return
         self.reply = msg
@@ -141,7 +141,7 @@ class _Future(LateFuture[bytes]):
         self._req = req
         self._is_cancel_told = False
 
-    def told(self, msg: Message) -> None:
+    def told(self, msg: Message[bytes]) -> None:
         self._req._forget_future(self.head)
         try:
             self.finish(content_of(msg))
@@ -175,7 +175,7 @@ class Request:
 
     __slots__ = {"_head": None, "_socket": None, "_source": None, "content": "What is asked."}
 
-    def __init__(self, sock: Socket, msg: Message) -> None:
+    def __init__(self, sock: Socket, msg: Message[bytes]) -> None:
         self._socket = sock
         self._source = msg.source
         self._head: bytes = msg.content[:HEAD_SIZE]
@@ -195,7 +195,7 @@ class Request:
         self._socket.send_msg(failure_of(self, error), timeout)
 
 
-def failure_of(request: Request, error: BaseException | str) -> Message:
+def failure_of(request: Request, error: BaseException | str) -> Message[bytes]:
     """The message that tells what went wrong."""
     body = request._head + _reason(error).encode(errors="replace")
     return Message(body, send_type=TO_DESTINATION, destination=request._source, flags=CONTROL)
@@ -210,7 +210,7 @@ def _reason(error: BaseException | str) -> str:
         return type(error).__name__
 
 
-def request_of(sock: Socket, msg: Message) -> Request | None:
+def request_of(sock: Socket, msg: Message[bytes]) -> Request | None:
     """The request in a message; None if it is none."""
     if len(msg.content) >= HEAD_SIZE and not msg.flags & CONTROL:
         return Request(sock, msg)

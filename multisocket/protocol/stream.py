@@ -163,7 +163,7 @@ class Stream(LocalProtocol):
         if not self._is_here:
             raise NotSupported("streams stay in the process that made the Stream: make one in this process")
 
-    def _tell(self, msg: Message, timeout: float | None) -> None:
+    def _tell(self, msg: Message[bytes], timeout: float | None) -> None:
         """Sends what need not get there."""
         with contextlib.suppress(Error):
             self.socket.send_msg(msg, timeout)

@@ -77,7 +77,7 @@ class _Survey(Waiter):
         super().__init__()
         self._responses: deque[bytes] = deque()
 
-    def told(self, msg: Message) -> None:
+    def told(self, msg: Message[bytes]) -> None:
         if msg.flags & CONTROL:  # one that cannot answer is one that does not
             return
         self._responses.append(msg.content[HEAD_SIZE:])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, NotSupported, Timeout
 from ..message import Message
@@ -23,7 +24,7 @@ log = logging.getLogger("multisocket")
 # Seconds after which one way notices that the Socket at its other end was closed.
 _LOOK_TIME = 0.5
 
-Middleware = Callable[[Message, Socket], Message | None]
+Middleware = Callable[[Message[memoryview], Socket], Message[Any] | None]
 """Gets each message and the Socket that it came to; gives the message to pass on (that one, or
 ``msg.with_content(…)``), or None to drop it."""
 
@@ -103,7 +104,7 @@ class Switch:
                 self._forwarded += is_on
                 self._dropped += not is_on
 
-    def _pass_on(self, msg: Message, origin: Socket, target: Socket) -> bool:
+    def _pass_on(self, msg: Message[memoryview], origin: Socket, target: Socket) -> bool:
         with msg:
             try:
                 passed = msg if self._middleware is None else self._middleware(msg, origin)
