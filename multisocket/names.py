@@ -33,8 +33,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import posix_ipc
-
 from . import reclaim, shm
 
 T = TypeVar("T")
@@ -113,12 +111,12 @@ def _guard_path(prefix: str) -> str:
 def _lock_new_guard() -> tuple[str, int]:
     while True:
         prefix = f"ms-{secrets.token_hex(6)}"
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            memory = posix_ipc.SharedMemory(f"/{prefix}.guard", posix_ipc.O_CREX, mode=0o600)
+        with contextlib.suppress(FileExistsError):
+            guard = shm.create_memory(f"/{prefix}.guard")
             # A janitor may have found it before it was locked: then it is another file now, or none.
-            if _try_lock(fcntl.lockf, memory.fd) and _is_file(memory.fd, _guard_path(prefix)):
-                return prefix, memory.fd
-            memory.close_fd()
+            if _try_lock(fcntl.lockf, guard) and _is_file(guard, _guard_path(prefix)):
+                return prefix, guard
+            os.close(guard)
 
 
 def _try_lock(how: Callable[[int, int], object], fd: int) -> bool:
@@ -204,8 +202,7 @@ def new_memory(make: Callable[[str], T]) -> T:
 
 def remove_segment(name: str) -> None:
     """Removes a name that :func:`new_memory` gave; who has it mapped keeps the memory."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(name)
+    shm.unlink_memory(name)
     shm.cleanup_remove(_path_of(name))
 
 

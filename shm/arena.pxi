@@ -119,7 +119,7 @@ cdef class Arena(_Mapping):
                 except FileExistsError:
                     pass
                 finally:
-                    posix_ipc.unlink_shared_memory(draft)
+                    unlink_memory(draft)
 
     @staticmethod
     def open(str name not None):
@@ -132,11 +132,11 @@ cdef class Arena(_Mapping):
         if known is not None:
             return known
         try:
-            memory = posix_ipc.SharedMemory(name)
-        except posix_ipc.ExistentialError as error:
+            fd = open_memory(name)
+        except FileNotFoundError as error:
             raise FileNotFoundError(f"there is no arena {name} ({error})") from None
         self = <Arena>Arena.__new__(Arena)
-        self.map(memory)
+        self.map(fd)
         if arena_attach(&self.a, self.base, self.size, self.fd) != RING_OK:
             raise BadMessage(f"{name} holds no arena of this version")
         self.name = name
@@ -245,12 +245,12 @@ cdef class Arena(_Mapping):
 
 cdef int _draft_arena(str name, segment_id socket, uint64_t limit) except -1:
     cdef _Mapping draft = _Mapping()
-    memory = _create_memory(name, arena_size(limit))
+    fd = create_memory(name, arena_size(limit))
     try:
-        draft.map(memory)
+        draft.map(fd)
         _check_made(arena_init(draft.base, draft.fd, limit, socket), ARENA_UNIT)
     except BaseException:
-        posix_ipc.unlink_shared_memory(name)
+        unlink_memory(name)
         raise
     return 0
 

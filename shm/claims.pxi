@@ -26,16 +26,16 @@ cdef class Board(_Mapping):
         cdef uint64_t size = claims_size(slots)
         if not 1 <= slots <= CLAIMS_MOST:
             raise BadOption(f"a board has 1 to {CLAIMS_MOST} slots, not {slots}")
-        memory = _create_memory(name, size)
+        fd = create_memory(name, size)
         self = <Board>Board.__new__(Board)
         try:
-            self.map(memory)
+            self.map(fd)
             if platform_reserve(self.fd, self.base, 0, size) != 0:
                 raise _no_memory(size)
             claims_init(self.base, slots)
             self.attach(name)
         except BaseException:
-            posix_ipc.unlink_shared_memory(name)
+            unlink_memory(name)
             raise
         return self
 
@@ -48,10 +48,10 @@ cdef class Board(_Mapping):
         """
         self = <Board>Board.__new__(Board)
         try:
-            memory = posix_ipc.SharedMemory(name)
-        except posix_ipc.ExistentialError:
+            fd = open_memory(name)
+        except FileNotFoundError:
             raise FileNotFoundError(f"there is no board {name}") from None
-        self.map(memory)
+        self.map(fd)
         self.attach(name)
         return self
 

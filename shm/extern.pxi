@@ -4,11 +4,22 @@ cdef extern from *:
     # That of the project; the build defines it.
     const char *MULTISOCKET_VERSION
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define HAS_GIL 0
+    #else
+    #define HAS_GIL 1
+    #endif
+    """
+    # Whether this is a build of Python with a GIL.
+    const bint HAS_GIL
+
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
 
 cdef extern from "errno.h" nogil:
-    int errno
+    int errno, EINVAL, ENAMETOOLONG, ENOENT
 
 
 cdef extern from "stdatomic.h" nogil:
@@ -29,6 +40,8 @@ cdef extern from "platform.h" nogil:
     const int64_t NEVER
     int WAIT_WOKEN, WAIT_TIMEOUT, WAIT_SIGNAL
     int64_t platform_now()
+    int platform_open_memory(const char *name, bint create, uint64_t size)
+    int platform_unlink_memory(const char *name)
     int platform_reserve(int fd, void *base, size_t offset, size_t length)
     int platform_reserve_needs_fd()
     uint32_t platform_fork_generation()

@@ -18,32 +18,107 @@ cdef class _Mapping:
         if self.fd >= 0:
             c_close(self.fd)
 
-    cdef int map(self, object shared_memory) except -1:
-        """Maps a posix_ipc.SharedMemory as a whole, and closes its descriptor unless memory is reserved through it."""
-        cdef int fd = shared_memory.fd
-        cdef size_t size = os.fstat(fd).st_size
-        cdef void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-        if platform_reserve_needs_fd():
-            self.fd = fd
-        else:
-            shared_memory.close_fd()
-        if base == MAP_FAILED:
-            raise OutOfSharedMemory(
-                f"could not map {size} bytes of shared memory: the limit of address space or of mappings"
-                " (vm.max_map_count) is reached"
-            )
-        self.base = base
-        self.size = size
+    cdef int map(self, int fd) except -1:
+        """Maps named memory as a whole. Takes its descriptor: it is closed, unless memory is reserved through it."""
+        cdef size_t size
+        cdef void *base
+        try:
+            size = os.fstat(fd).st_size
+            base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+            if base == MAP_FAILED:
+                raise OutOfSharedMemory(
+                    f"could not map {size} bytes of shared memory: the limit of address space or of mappings"
+                    " (vm.max_map_count) is reached"
+                )
+            self.base = base
+            self.size = size
+            if platform_reserve_needs_fd():
+                self.fd, fd = fd, -1
+        finally:
+            if fd >= 0:
+                c_close(fd)
         return 0
 
 
-cdef object _create_memory(str name, uint64_t size):
+# Named memory: all of it is made, opened and removed here. `posix_ipc` would turn the GIL on where there is none, so
+# there the core does it itself.
+
+cdef object _ipc = None
+if HAS_GIL:
+    import posix_ipc as _ipc
+
+
+def create_memory(str name not None, uint64_t size=0):
+    """Makes shared memory under a new name, for this user only.
+
+    :param name: like ``/jobs``.
+    :param size: bytes.
+    :returns: a file descriptor, which is the caller's to close.
+    :raises FileExistsError: the name is in use.
+    :raises OutOfSharedMemory: the system gives none.
+    """
     try:
-        return posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=size)
-    except posix_ipc.ExistentialError:
+        return _create_memory(name, size)
+    except FileExistsError:
         raise FileExistsError(f"shared memory {name} exists already: take another name, or unlink it") from None
-    except (OSError, posix_ipc.Error) as error:
+    except OSError as error:
         raise OutOfSharedMemory(f"could not create {size} bytes of shared memory named {name}: {error}") from error
+
+
+cdef object _create_memory(str name, uint64_t size):
+    if not HAS_GIL:
+        return _descriptor(name, platform_open_memory(os.fsencode(name), True, size))
+    try:
+        return _ipc.SharedMemory(name, _ipc.O_CREX, mode=0o600, size=size).fd
+    except _ipc.Error as error:
+        raise _as_os_error(error, name)
+
+
+def open_memory(str name not None):
+    """Opens named shared memory that exists.
+
+    :returns: a file descriptor, which is the caller's to close.
+    :raises FileNotFoundError: there is none of that name.
+    :raises OSError: it must not be opened, or no descriptor is left.
+    """
+    if not HAS_GIL:
+        return _descriptor(name, platform_open_memory(os.fsencode(name), False, 0))
+    try:
+        return _ipc.SharedMemory(name).fd
+    except _ipc.Error as error:
+        raise _as_os_error(error, name, FileNotFoundError) from None
+
+
+def unlink_memory(str name not None):
+    """Removes a name; who has it mapped keeps the memory. A name that is gone is no error.
+
+    :raises OSError: it must not be removed.
+    """
+    if not HAS_GIL:
+        if platform_unlink_memory(os.fsencode(name)) != 0 and errno != ENOENT:
+            raise OSError(errno, os.strerror(errno), name)
+        return
+    try:
+        _ipc.unlink_shared_memory(name)
+    except _ipc.ExistentialError:
+        pass
+    except _ipc.Error as error:
+        raise _as_os_error(error, name) from None
+
+
+cdef object _descriptor(str name, int fd):
+    if fd >= 0:
+        return fd
+    if errno == EINVAL or errno == ENAMETOOLONG:
+        raise ValueError(f"{name!r} is no name of shared memory: {os.strerror(errno)}")
+    raise OSError(errno, os.strerror(errno), name)
+
+
+cdef object _as_os_error(error, str name, existential=FileExistsError):
+    """The error of Python's own for one of posix_ipc's."""
+    if isinstance(error, _ipc.ExistentialError):
+        return existential(f"{name}: {error}")
+    return PermissionError(f"{name}: {error}")
 
 
 cdef int _check_made(int rc, uint64_t size) except -1:

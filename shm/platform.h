@@ -4,6 +4,7 @@
 #define MULTISOCKET_PLATFORM_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,6 +30,12 @@ int platform_wake(_Atomic uint32_t *word, int n);
  * platform_reserve_needs_fd() says so. */
 int platform_reserve(int fd, void *base, size_t offset, size_t length);
 int platform_reserve_needs_fd(void);
+
+/* Named shared memory, as shm_open and shm_unlink have it; names are like "/name". Opening gives a descriptor, or -1 with
+ * errno. With `create` it must not exist yet, gets `size` bytes, and is for this user only; if that fails it is gone. */
+int platform_open_memory(const char *name, bool create, uint64_t size);
+/* 0, or -1 with errno. */
+int platform_unlink_memory(const char *name);
 
 /* Gives whole pages of a shared mapping back to the system: they read as zeros afterwards. */
 void platform_discard(void *start, size_t length);

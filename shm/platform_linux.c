@@ -8,6 +8,7 @@
 #include <linux/sockios.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -149,6 +150,42 @@ int platform_reserve_needs_fd(void)
     munmap(probe, page);
     atomic_store(&answer, known);
     return known;
+}
+
+/* Where a name of shared memory is. The same as shm_open does it, which is in another library before glibc 2.34. */
+static int memory_path(const char *name, char path[PATH_MAX])
+{
+    while (*name == '/')
+        name++;
+    int n = snprintf(path, PATH_MAX, "/dev/shm/%s", name);
+    errno = !*name || strchr(name, '/') ? EINVAL : n >= PATH_MAX ? ENAMETOOLONG : 0;
+    return errno ? -1 : 0;
+}
+
+int platform_open_memory(const char *name, bool create, uint64_t size)
+{
+    char path[PATH_MAX];
+    if (memory_path(name, path) != 0)
+        return -1;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT | O_EXCL : 0), 0600);
+    if (fd < 0 || !create)
+        return fd;
+    int rc;
+    while ((rc = ftruncate(fd, (off_t)size)) != 0 && errno == EINTR)
+        continue;
+    if (rc == 0)
+        return fd;
+    int error = errno;
+    unlink(path);
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+int platform_unlink_memory(const char *name)
+{
+    char path[PATH_MAX];
+    return memory_path(name, path) == 0 ? unlink(path) : -1;
 }
 
 void platform_discard(void *start, size_t length)

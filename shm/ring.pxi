@@ -148,17 +148,17 @@ cdef class Ring:
             raise BadOption(f"limit is between 1 and {0x7FFFFFFF} records or None, not {limit!r}")
         cdef uint64_t size = ring_capacity(capacity)
         self = <Ring>Ring.__new__(Ring)
-        memory = _create_memory(name, RING_HEADER + size)
+        fd = create_memory(name, RING_HEADER + size)
         try:
             self.mapping = _Mapping()
-            self.mapping.map(memory)
+            self.mapping.map(fd)
             if platform_reserve(self.mapping.fd, self.mapping.base, 0, RING_HEADER) != 0:
                 raise _no_memory(RING_HEADER)
             if ring_init(<ring_shared *>self.mapping.base, size, limit or 0x7FFFFFFF, 0xFFFFFFFF) != 0:
                 raise NotSupported("this system has no robust process-shared mutexes")
             self.attach(name)
         except BaseException:
-            posix_ipc.unlink_shared_memory(name)
+            unlink_memory(name)
             raise
         return self
 
@@ -171,11 +171,11 @@ cdef class Ring:
         """
         self = <Ring>Ring.__new__(Ring)
         try:
-            memory = posix_ipc.SharedMemory(name)
-        except posix_ipc.ExistentialError:
+            fd = open_memory(name)
+        except FileNotFoundError:
             raise FileNotFoundError(f"there is no ring {name}: create it first, or it was unlinked") from None
         self.mapping = _Mapping()
-        self.mapping.map(memory)
+        self.mapping.map(fd)
         self.attach(name)
         return self
 
@@ -347,10 +347,7 @@ cdef class Ring:
 
     def unlink(self):
         """Removes the name; the memory goes with its last user. A name that is gone is no error."""
-        try:
-            posix_ipc.unlink_shared_memory(self.name)
-        except posix_ipc.ExistentialError:
-            pass
+        unlink_memory(self.name)
 
     def __repr__(self):
         return f"<Ring {self.name} depth={self.depth} used={self.used} of {self.capacity} bytes>"

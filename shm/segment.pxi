@@ -27,14 +27,14 @@ cdef class Segment(_Mapping):
         plan.inbox_limit = inbox_limit
         plan.pending_limit = pending_limit
         plan.longest = longest
-        memory = _create_memory(name, segment_size(capacity, capacity))
+        fd = create_memory(name, segment_size(capacity, capacity))
         self = <Segment>Segment.__new__(Segment)
         try:
-            self.map(memory)
+            self.map(fd)
             _check_made(segment_init(self.base, self.fd, &plan), 4096)
             self.attach(name)
         except BaseException:
-            posix_ipc.unlink_shared_memory(name)
+            unlink_memory(name)
             raise
         return self
 
@@ -49,11 +49,11 @@ cdef class Segment(_Mapping):
         if known is not None:
             return known
         try:
-            memory = posix_ipc.SharedMemory(name)
-        except posix_ipc.ExistentialError as error:
+            fd = open_memory(name)
+        except FileNotFoundError as error:
             raise FileNotFoundError(f"shared memory {name} is gone: its Socket is closed ({error})") from None
         self = <Segment>Segment.__new__(Segment)
-        self.map(memory)
+        self.map(fd)
         self.attach(name)
         return self
 

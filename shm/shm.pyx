@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic, autotestdict=False
+# cython: freethreading_compatible=True
 """Rings in shared memory, and the part of a Socket that lives in it.
 
 A thin binding: what is atomic, shared or fast is C (ring.h, endpoint.h), what needs Python objects is here. Two rules:
@@ -17,8 +18,6 @@ import os
 import threading
 from types import GenericAlias
 from weakref import WeakValueDictionary
-
-import posix_ipc
 
 from multisocket.errors import (
     BadMessage,

@@ -6,9 +6,7 @@ import mmap
 import os
 import weakref
 
-import posix_ipc
-
-from .. import names
+from .. import names, shm
 from ..errors import OutOfSharedMemory
 
 
@@ -28,13 +26,13 @@ class Stored:
 
 
 def _write(name: str, content: bytes | memoryview) -> str:
-    memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+    descriptor = shm.create_memory(name)
     try:
         # Unlike a store into a mapping, this is an error when there is no memory.
-        with os.fdopen(memory.fd, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
     except OSError as error:
-        posix_ipc.unlink_shared_memory(name)
+        shm.unlink_memory(name)
         raise OutOfSharedMemory(f"no shared memory for {len(content)} bytes that workers need: {error}") from error
     return name
 
@@ -47,10 +45,10 @@ def _remove(name: str, pid: int) -> None:
 def open_stored(name: str) -> mmap.mmap:
     """What another process has stored. What is written to it here nobody else sees.
 
-    :raises posix_ipc.ExistentialError: it is gone.
+    :raises FileNotFoundError: it is gone.
     """
-    memory = posix_ipc.SharedMemory(name)
+    descriptor = shm.open_memory(name)
     try:
-        return mmap.mmap(memory.fd, memory.size, access=mmap.ACCESS_COPY)
+        return mmap.mmap(descriptor, os.fstat(descriptor).st_size, access=mmap.ACCESS_COPY)
     finally:
-        memory.close_fd()
+        os.close(descriptor)
