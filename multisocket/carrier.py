@@ -88,7 +88,7 @@ def stop() -> None:
     with _lock:
         current, _current = _current, None
     if current is not None:
-        background().unwatch(current)
+        background().end_with(lambda: background().unwatch(current))
         current.stop()
     _wires.clear()
 

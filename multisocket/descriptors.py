@@ -44,7 +44,9 @@ def blank(descriptors: Iterable[int]) -> None:
 def _give_up_all() -> None:
     global _making
     _making = threading.Lock()
-    blank(descriptor for one in list(_made) if (descriptor := one.fileno()) >= 0)
+    for one in list(_made):
+        with contextlib.suppress(OSError):
+            os.close(one.detach())  # without a warning that it was not closed
     _made.clear()
 
 

@@ -316,6 +316,7 @@ def _close_all_at_exit() -> None:
 
 
 def _close_all() -> None:
+    background.let_end()
     for sock in list(_open_sockets):
         sock.close()
     carrier.stop()

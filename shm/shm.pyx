@@ -12,9 +12,11 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
+from posix.types cimport pid_t
 
 import math
 import os
+import sys
 import threading
 from types import GenericAlias
 from weakref import WeakValueDictionary
@@ -73,6 +75,7 @@ cdef object _unset = UNSET
 
 
 include "time.pxi"
+include "forks.pxi"
 include "message.pxi"
 include "memory.pxi"
 include "ring.pxi"

@@ -67,7 +67,7 @@ The threads of this process that move the bytes of wires. There is one at a time
 
     def fileno(self):
         """Readable when :meth:`told` has something to tell."""
-        return carrier_told_fd(self.c)
+        return carrier_told_fd(self.c) if self.c != NULL else -1
 
     def told(self):
         """What has happened: a list of ``(wire, what, reason)``. what: "end", "writable", "gone"."""

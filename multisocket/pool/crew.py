@@ -822,7 +822,7 @@ class Crew:
         self._work.close()
         watcher = background()
         for hand in hands:
-            watcher.call(lambda hand=hand: watcher.unwatch(hand.sentinel))  # type: ignore[misc]
+            watcher.end_with(lambda hand=hand: watcher.unwatch(hand.sentinel))  # type: ignore[misc]
 
     @property
     def _is_hurried(self) -> bool:

@@ -62,10 +62,10 @@ class Acceptor(Generic[T]):
             background().watch(self._listening, self._accept)
 
     def stop(self) -> None:
-        """Accepts no more. Closed by the thread that watches it, else it might watch a new descriptor of the same
-        number."""
+        """Accepts no more. Closed by the thread that watches it, if that runs, else it might watch a new descriptor of
+        the same number."""
         self._stopping = True
-        background().call(self.close)
+        background().end_with(self.close)
 
     def close(self) -> None:
         """The same at once, in the background thread."""

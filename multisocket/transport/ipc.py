@@ -307,7 +307,7 @@ class _Connection:
         self._send(_GOOD_BYE)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        background().call(self._close)
+        background().end_with(self._close)
 
     def _close(self) -> None:
         background().unwatch(self._socket)

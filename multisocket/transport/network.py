@@ -249,7 +249,7 @@ class Moved(WireLink):
 
     def close(self, linger: float = LINGER) -> None:
         """Sends what is left, for so many seconds, and ends the connection."""
-        self._thread.call(lambda: self._finish(linger))
+        self._thread.end_with(lambda: self._finish(linger if self._thread.is_running else 0))
 
     def on_writable(self) -> None:
         """There is something to be written."""
