@@ -57,7 +57,8 @@ MAKES = {
     "Stream": """
         made = [Stream(), Stream()]
         meet(*made)
-        threading.Thread(target=made[0].accept, daemon=True).start()
+        accepted = []
+        threading.Thread(target=lambda: accepted.append(made[0].accept()), daemon=True).start()
         stream = made[1].connect(timeout=5.0)
         stream.write(b'x')
         """,
