@@ -3,8 +3,8 @@
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 ifeq ($(origin PYTHON),undefined)
-  PYTHON := $(shell for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
-    $$name -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$name && break; done)
+  PYTHON := $(or $(shell for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+    $$name -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$name && break; done),python3)
   VENV ?= .venv
 endif
 # As in names of wheels: 3.14, or 3.14t for the free-threaded build.
@@ -21,7 +21,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 C_SOURCES := $(wildcard shm/*.c shm/*.h tests/shm/*.c tests/shm/*.h)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format sanitize bench build wheel matrix fresh clean machine shm FORCE
+.PHONY: demo test lint format sanitize bench build wheel matrix fresh clean shm FORCE
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) shm
@@ -42,7 +42,8 @@ format: $(INSTALLED) $(TOOLS)-lint
 	$(BIN)/python -m ruff format .
 	$(BIN)/clang-format -i $(C_SOURCES)
 
-sanitize: machine
+sanitize:
+	$(check_machine)
 	$(MAKE) -C tests/shm sanitize
 
 bench: $(INSTALLED) $(TOOLS)-bench shm
@@ -50,40 +51,47 @@ bench: $(INSTALLED) $(TOOLS)-bench shm
 
 build: $(INSTALLED)
 
-# Installed in place: Python files count at once, and an import rebuilds the native core when its sources changed. The
-# environment's meson, ninja and cython come first on the PATH: no other ones are needed, nor used.
-$(INSTALLED): $(READY) $(wildcard shm/*.c shm/*.h shm/*.pyx shm/*.pxi shm/meson.build) meson.build pyproject.toml
-	@PATH="$$(cd '$(BIN)' && pwd):$$PATH" $(PIP) install --no-build-isolation --no-deps --config-settings=build-dir='$(BUILD)' --editable .
+# dist/ gets the source distribution, and from it a wheel for this interpreter that others of this architecture can use, too.
+wheel: $(TOOLS)-wheel
+	@PYTHON='$(BIN)/python' .ci/wheel
+
+# Says in one line what this machine lacks.
+define check_machine
+  @'$(PYTHON)' -c '' 2>/dev/null || { echo "multisocket needs Python 3.10 or newer: $(PYTHON) was not found, or does not \
+  run (apt install python3 python3-venv python3-dev, or dnf install python3-devel; or set PYTHON=...)" >&2; exit 1; }
+  @'$(PYTHON)' -c '$(NEW_ENOUGH)' || { echo "multisocket needs Python 3.10 or newer: $(PYTHON) is $(VERSION) (install a newer one, \
+  and set PYTHON=...)" >&2; exit 1; }
+  @'$(PYTHON)' .ci/prepare.py machine '$(VENV)' '$(BUILD)'
+endef
+
+# Installed in place: Python files count at once, and an import rebuilds the native core when its sources changed, with
+# a ninja that finds the environment's meson, ninja and cython before any other ones.
+$(INSTALLED): $(BIN)/ninja-with-tools $(wildcard shm/*.c shm/*.h shm/*.pyx shm/*.pxi shm/meson.build) meson.build pyproject.toml
+	@NINJA="$$(cd '$(BIN)' && pwd)/ninja-with-tools" PATH="$$(cd '$(BIN)' && pwd):$$PATH" $(PIP) install --no-build-isolation --no-deps --config-settings=build-dir='$(BUILD)' --editable .
 	@touch $@
+
+$(BIN)/ninja-with-tools: $(TOOLS)-build-system
+	@cd '$(BIN)' && printf '#!/bin/sh\nPATH="%s:$$PATH" exec "%s/ninja" "$$@"\n' "$$PWD" "$$PWD" >ninja-with-tools
+	@chmod +x $@
 
 # What has been installed elsewhere, or was copied with its folder, is made anew.
 ifneq ($(shell cat '$(READY)' 2>/dev/null),$(CURDIR))
 $(READY): FORCE
 endif
 $(READY):
-	@$(MAKE) --no-print-directory machine
+	$(check_machine)
 	@echo 'multisocket: sets up $(VENV) with Python $(VERSION), then builds the native core'
 	@rm -rf '$(BUILD)'
 	@'$(PYTHON)' -m venv --clear '$(VENV)'
-	@$(BIN)/python .ci/prepare.py requirements build-system >'$(VENV)/build-system.txt'
-	@$(PIP) install 'pip>=22.1' -r '$(VENV)/build-system.txt' || $(BIN)/python .ci/prepare.py no-packages
+	@$(PIP) install 'pip>=22.1' || $(BIN)/python .ci/prepare.py no-packages
 	@echo '$(CURDIR)' >$@
 
-# The tools of an extra in pyproject.toml: test, lint, wheel, bench.
+# The packages of an extra in pyproject.toml (test, lint, wheel, bench), or of its build-system.
 $(TOOLS)-%: $(READY) pyproject.toml
-	@echo 'multisocket: installs what `make $*` needs'
+	@echo 'multisocket: installs the packages for $*'
 	@$(BIN)/python .ci/prepare.py requirements $* >'$(VENV)/$*.txt'
 	@$(PIP) install -r '$(VENV)/$*.txt' || $(BIN)/python .ci/prepare.py no-packages
 	@touch $@
-
-# Says in one line what this machine lacks.
-machine:
-ifeq ($(VERSION),)
-	@echo "multisocket needs Python 3.10 or newer: $(or $(PYTHON),python3) was not found, or does not run (apt install python3 python3-venv python3-dev, dnf install python3-devel; or set PYTHON=...)" >&2; exit 1
-else
-	@'$(PYTHON)' -c '$(NEW_ENOUGH)' || { echo "multisocket needs Python 3.10 or newer: $(PYTHON) is $(VERSION) (install a newer one, and set PYTHON=...)" >&2; exit 1; }
-	@'$(PYTHON)' .ci/prepare.py machine '$(VENV)' '$(BUILD)'
-endif
 
 shm: $(READY)
 	@$(BIN)/python .ci/prepare.py shm

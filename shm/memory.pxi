@@ -59,10 +59,14 @@ def create_memory(str name not None, uint64_t size=0):
     """
     try:
         return _create_memory(name, size)
-    except FileExistsError:
-        raise FileExistsError(f"shared memory {name} exists already: take another name, or unlink it") from None
     except OSError as error:
-        raise OutOfSharedMemory(f"could not create {size} bytes of shared memory named {name}: {error}") from error
+        if not os.path.isdir("/dev/shm"):
+            raise OutOfSharedMemory("there is no /dev/shm (mount -t tmpfs tmpfs /dev/shm)") from None
+        if isinstance(error, FileExistsError):
+            raise FileExistsError(f"shared memory {name} exists already: take another name, or unlink it") from None
+        raise OutOfSharedMemory(
+            f"could not create {size} bytes of shared memory named {name} in /dev/shm: {error}"
+        ) from error
 
 
 cdef object _create_memory(str name, uint64_t size):
