@@ -19,9 +19,9 @@ from .conftest import Files
 Make = Callable[..., ms.Socket]
 
 
-def listen(sock: ms.Socket, files: Files, **options: Any) -> str:
+def listen(sock: ms.Socket, files: Files, host: str = "localhost", **options: Any) -> str:
     given = {"certificate": files.certificate, **options}
-    return sock.listen("tls+tcp://localhost:0", **given).address
+    return sock.listen(f"tls+tcp://{host}:0", **given).address
 
 
 def ask(client: ms.Socket, server: ms.Socket) -> None:
@@ -72,7 +72,7 @@ def test_who_is_not_believed(make_socket: Make, files: Files, why: str) -> None:
 
 def test_the_name_can_be_given(make_socket: Make, files: Files) -> None:
     server, client = make_socket(), make_socket()
-    address = listen(server, files).replace("localhost", "127.0.0.1")
+    address = listen(server, files, "127.0.0.1")  # the certificate is for localhost
     with pytest.raises(ms.ConnectionRefused, match="certificate"):
         client.dial(address, ca=files.ca)
     client.dial(address, ca=files.ca, server_name="localhost")
