@@ -227,6 +227,9 @@ static void flush(carrier *c, load *l)
         bell_ring(l->post->rung, l->post->waiting, slot_of(l));
     if (rc == WIRE_FAILED || rc == WIRE_CORRUPT)
         tell_end(c, l, rc);
+    /* Found out by who writes directly, and tells nobody. The reader may come to the end much later. */
+    if (rc == WIRE_CLOSED && atomic_load_explicit(&l->w.is_broken, memory_order_acquire) && l->w.error)
+        tell_end(c, l, WIRE_FAILED);
     if (rc != WIRE_MORE && rc != WIRE_BLOCKED && rc != WIRE_BUSY && l->finish_by)
         platform_poke(c->poke); /* nothing is left, or nothing goes any more */
 }

@@ -322,6 +322,23 @@ def test_what_a_broken_connection_had_not_taken_goes_to_another(make_socket: Mak
     assert sorted(set(numbers)) == sorted(numbers)
 
 
+def test_an_end_is_noticed_by_who_sends_while_nothing_is_received(make_socket: Make) -> None:
+    """What is left to be read stands before the word of the end."""
+    server, client = make_socket(), make_socket(recv_queue_size=1)
+    client.dial(server.listen("tcp://127.0.0.1:0").address, reconnect=False)
+    wait_until(lambda: server.pipes, "it is connected")
+    for _ in range(20):
+        server.send(bytes(100_000), DEADLINE)
+    server.close()
+
+    def is_noticed() -> bool:
+        with contextlib.suppress(ms.Timeout):
+            client.send(b"is somebody there?", 0)
+        return not client.pipes
+
+    wait_until(is_noticed, "the pipe ends")
+
+
 @pytest.mark.parametrize("method", START_METHODS)
 def test_processes_share_the_socket(make_socket: Make, processes: Processes, method: str) -> None:
     """Workers take requests that came by tcp, and send the replies through the pipe that only their parent has."""
