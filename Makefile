@@ -34,6 +34,7 @@ lint: $(INSTALLED) $(TOOLS)-lint
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/basedpyright
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-disjoint-bases --allowlist tests/typed/stubtest.txt multisocket.shm
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 

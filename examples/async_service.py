@@ -58,7 +58,7 @@ async def watch(address: str, prefix: str, times: int | None) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", choices=["serve", "get", "set", "watch"])
     parser.add_argument("address")
     parser.add_argument("rest", nargs="*")
@@ -69,7 +69,7 @@ def main() -> int:
         parser.error(f"{options.what} takes {needed} arguments after the address")
     work = {
         "serve": lambda: serve(options.address),
-        "watch": lambda: watch(options.address, *options.rest, options.times),
+        "watch": lambda: watch(options.address, options.rest[0], options.times),
     }
     try:
         asyncio.run(work.get(options.what, lambda: request(options.address, options.what, *options.rest))())

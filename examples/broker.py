@@ -18,7 +18,7 @@ from multisocket.protocol import switch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("front", help="where clients connect")
     parser.add_argument("back", help="where workers connect")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two lines about what is going on")

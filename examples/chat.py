@@ -29,7 +29,7 @@ def hear(bus: Bus) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--name", required=True)
     parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--dial", action="append", default=[], metavar="ADDRESS")

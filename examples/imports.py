@@ -54,7 +54,8 @@ def executor_of(where: str) -> Iterator[Executor | None]:
     with contextlib.ExitStack() as opened:
         address = where
         if where == "dask":
-            address = opened.enter_context(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None))
+            one = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)  # pyright: ignore[reportArgumentType]
+            address = opened.enter_context(one)
         client = opened.enter_context(Client(address))
         yield client.get_executor()
 

@@ -19,7 +19,8 @@ from multisocket.protocol import Respondent, Surveyor
 
 def load(question: bytes) -> bytes:
     one, five, fifteen = os.getloadavg()
-    return msgpack.packb({"machine": platform.node(), "processors": os.cpu_count(), "load": [one, five, fifteen]})
+    told = {"machine": platform.node(), "processors": os.cpu_count(), "load": [one, five, fifteen]}
+    return bytes(msgpack.packb(told))
 
 
 def answer(address: str) -> None:
@@ -42,7 +43,7 @@ def ask(address: str, times: int, machines: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", choices=["ask", "answer"])
     parser.add_argument("address")
     parser.add_argument("--times", type=int, default=1)

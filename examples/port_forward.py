@@ -17,7 +17,7 @@ from multisocket.protocol import Stream, forward_in, forward_out
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("which", choices=["in", "out"])
     parser.add_argument("address", help="of the connection between the two: out listens there, in dials it")
     parser.add_argument("--at", help="where clients connect", metavar="ADDRESS")

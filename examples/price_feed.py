@@ -40,7 +40,7 @@ def follow(address: str, name: str, topics: list[str], delay: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--ticks", type=int, default=10000)
     options = parser.parse_args()
 

@@ -51,6 +51,7 @@ class HasFileno(Protocol):
 
     def fileno(self) -> int:
         """Its file descriptor."""
+        ...
 
 
 Call = Callable[[], None]

@@ -30,6 +30,7 @@ class Serializer(Protocol):
 
     def dump(self, obj: Any) -> list[memoryview]:
         """The object as one or more parts, each contiguous bytes. Nothing need be copied."""
+        ...
 
     def load(self, parts: list[memoryview]) -> Any:
         """The object again. The parts are read-only, and stay valid as long as somebody refers to them."""

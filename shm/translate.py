@@ -19,6 +19,8 @@ from pathlib import Path
 def main() -> int:
     """Runs Cython; its exit status."""
     source, target = (Path(path).absolute() for path in sys.argv[1:])
+    # For the build: what makes it necessary to do this again.
+    Path(f"{target}.d").write_text(f"{sys.argv[2]}: {' '.join(map(str, sorted(source.parent.glob('*.pxi'))))}\n")
     with tempfile.TemporaryDirectory() as folder:
         root = os.path.realpath(folder)
         package = Path(root, "multisocket")

@@ -17,6 +17,7 @@ import multiprocessing
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import multisocket as ms
 
@@ -69,7 +70,7 @@ class Pipeline:
             self._done += 1
             self._give()
 
-    def _answer(self, result: dict[str, object]) -> None:
+    def _answer(self, result: dict[str, Any]) -> None:
         with contextlib.suppress(ms.BrokenPath, ms.MessageDropped):  # the page is gone, or does not listen
             self._pages.send_to(result["page"], json.dumps({"answer": result["answer"]}).encode(), timeout=0)
 

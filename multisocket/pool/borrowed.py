@@ -28,7 +28,7 @@ from . import parcel
 from .errors import InitializerFailed, Terminated
 from .forms import DONE, ENDED, OUTCOME, PART, RAISED
 from .functions import Function
-from .stage import Stage
+from .stage import AnyStage
 from .tasks import Source, Task
 
 _BATCH_SECONDS = 0.1
@@ -53,7 +53,7 @@ class Borrowed:
     :param stage: what is done.
     """
 
-    def __init__(self, executor: Executor, stage: Stage) -> None:
+    def __init__(self, executor: Executor, stage: AnyStage) -> None:
         self._executor = executor
         self._stage = stage
         self._function = _portable(stage.function)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from ..errors import Closed
 from ..late_future import LateFuture
@@ -24,6 +24,10 @@ from .functions import Function
 from .pool import check_numbers, context_of, processors
 from .tasks import Payload, Task, Valued, packed_call
 
+P = ParamSpec("P")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 T = TypeVar("T")
 
 
@@ -107,7 +111,7 @@ class Executor(BaseExecutor):
         self._finalizer = weakref.finalize(self, self._crew.close)
         self._finalizer.atexit = False
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Calls a function in a worker.
 
         :raises RuntimeError: after :meth:`shutdown`.
@@ -137,14 +141,68 @@ class Executor(BaseExecutor):
         if self._crew.is_closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
+    @overload  # type: ignore[override]  # the base's takes any function of any arguments
+    def map(
+        self,
+        fn: Callable[[A], T],
+        first: Iterable[A],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B], T],
+        first: Iterable[A],
+        second: Iterable[B],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C], T],
+        first: Iterable[A],
+        second: Iterable[B],
+        third: Iterable[C],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    @overload
     def map(
         self,
         fn: Callable[..., T],
+        first: Iterable[Any],
+        second: Iterable[Any],
+        third: Iterable[Any],
+        fourth: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]: ...
+
+    def map(
+        self,
+        fn: Callable[..., Any],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[T]:
+    ) -> Iterator[Any]:
         """Calls a function with items of all iterables; gives the results in the same order.
 
         :param timeout: seconds from this call until the last result.

@@ -104,7 +104,7 @@ class Functions:
         known = self._by_blob.get(key)
         if known is None:
             name = function if isinstance(function, str) else name_of(function)
-            original = function if blob[:1] == _OF_MAIN else None
+            original: Any = function if blob[:1] == _OF_MAIN else None
             known = self._by_blob[key] = Function(blob, name, is_by_value=is_by_value, original=original)
             while _are_too_many([len(blob) for blob, _ in list(self._by_blob)]):
                 self._by_blob.popitem(last=False)

@@ -25,7 +25,7 @@ from . import parcel
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .forms import DONE, ENDED, IN_PARTS, OUTCOME, PART, STREAM, UNSENDABLE
 from .functions import Function
-from .stage import RAISE, SKIP, Stage, StageError, StageStats
+from .stage import RAISE, SKIP, AnyStage, StageError, StageStats
 from .tasks import Payload, Source, Task, as_failure, without_frames
 from .worker import PARTS_AHEAD
 
@@ -59,21 +59,25 @@ class Hands(Protocol):
 
     def wanted(self, function: Function) -> int:
         """Tasks that are given out together."""
+        ...
 
     def totals(self) -> tuple[int, float]:
         """Tasks that were done, and the seconds that they took."""
+        ...
 
     def running(self, slot: int) -> Task | None:
         """What a worker does now, as far as that can be known."""
 
     def kill(self, slot: int, task: Task) -> bool:
         """Kills a worker, if this is what it does: that fails (``WorkerDied``), and another takes its place."""
+        ...
 
     def terminate(self) -> None:
         """Ends all work."""
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits for that."""
+        ...
 
 
 class End:
@@ -155,7 +159,7 @@ class Lane:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: AnyStage,
         function: Function,
         hands: Hands,
         lock: Any,
@@ -247,8 +251,7 @@ class Lane:
 
     def heard(self, item: _Item, what: int, flags: int, content: parcel.Content) -> None:
         """It is done, or one of its values is there."""
-        if what != ENDED:
-            payload = _payload_of(flags, content)
+        payload = _payload_of(flags, content) if what != ENDED else b""
         with self._lock:
             if what == PART:
                 self._heard_part(item, payload, OUTCOME.unpack_from(content)[5])

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor as BaseExecutor
 from inspect import isgeneratorfunction
 from multiprocessing.context import BaseContext
-from types import TracebackType
-from typing import Any
+from types import GenericAlias, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from ..errors import BadOption, Closed
 from . import parcel
@@ -23,7 +23,30 @@ from .functions import Function
 from .lane import End, Hands, Lane, Token, log_skipped
 from .pool import context_of
 from .progress import Display, display
-from .stage import Stage, StageError, StageStats
+from .stage import AnyStage, Stage, StageError, StageStats
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    A = TypeVar("A")
+    B = TypeVar("B")
+    C = TypeVar("C")
+    D = TypeVar("D")
+    E = TypeVar("E")
+    F = TypeVar("F")
+    G = TypeVar("G")
+    F1 = TypeVar("F1")
+    F2 = TypeVar("F2")
+    F3 = TypeVar("F3")
+    F4 = TypeVar("F4")
+    F5 = TypeVar("F5")
+    F6 = TypeVar("F6")
+
+    # A generator function gives the next stage what it yields.
+    Step: TypeAlias = Stage[A, B, F1] | Callable[[A], Iterator[B] | B]
+
+In_contra = TypeVar("In_contra", contravariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
 
 # Errors of skipped items that are kept, and bytes of these items.
 _KEPT_ERRORS = 1000
@@ -36,7 +59,7 @@ _STUCK = 0.05
 _LAST_WORDS = 5.0
 
 
-class Pipeline:
+class Pipeline(Generic[In_contra, Out_co]):
     """Stages, each with its worker processes, through which items go.
 
     ``for result in Pipeline(Stage(parse, workers=4), Stage(score, workers=2, ordered=False)).run(source): ...``
@@ -45,17 +68,119 @@ class Pipeline:
         stands for ``Stage(function)``.
     :param context: of ``multiprocessing``, or the name of a start method; None: its default.
     :raises BadOption: there is no stage.
+
+    For type checkers it is a ``Pipeline[item, result]``, and each stage takes what the one before gives.
     """
 
-    def __init__(self, *stages: Stage | Callable[[Any], Any], context: BaseContext | str | None = None) -> None:
+    stages: tuple[AnyStage, ...]
+    """Its stages."""
+
+    if TYPE_CHECKING:
+        # Here and not at __init__: pyright finds no type for the failures of a plain function there.
+
+        @overload
+        def __new__(
+            cls,
+            first: Step[A, B, F1],
+            /,
+            *,
+            context: BaseContext | str | None = None,
+        ) -> Pipeline[A, B | F1]: ...
+
+        @overload
+        def __new__(
+            cls,
+            first: Step[A, B, F1],
+            second: Step[B, C, F2],
+            /,
+            *,
+            context: BaseContext | str | None = None,
+        ) -> Pipeline[A, C | F1 | F2]: ...
+
+        @overload
+        def __new__(
+            cls,
+            first: Step[A, B, F1],
+            second: Step[B, C, F2],
+            third: Step[C, D, F3],
+            /,
+            *,
+            context: BaseContext | str | None = None,
+        ) -> Pipeline[A, D | F1 | F2 | F3]: ...
+
+        @overload
+        def __new__(
+            cls,
+            first: Step[A, B, F1],
+            second: Step[B, C, F2],
+            third: Step[C, D, F3],
+            fourth: Step[D, E, F4],
+            /,
+            *,
+            context: BaseContext | str | None = None,
+        ) -> Pipeline[A, E | F1 | F2 | F3 | F4]: ...
+
+        @overload
+        def __new__(
+            cls,
+            first: Step[A, B, F1],
+            second: Step[B, C, F2],
+            third: Step[C, D, F3],
+            fourth: Step[D, E, F4],
+            fifth: Step[E, F, F5],
+            /,
+            *,
+            context: BaseContext | str | None = None,
+        ) -> Pipeline[A, F | F1 | F2 | F3 | F4 | F5]: ...
+
+        @overload
+        def __new__(
+            cls,
+            first: Step[A, B, F1],
+            second: Step[B, C, F2],
+            third: Step[C, D, F3],
+            fourth: Step[D, E, F4],
+            fifth: Step[E, F, F5],
+            sixth: Step[F, G, F6],
+            /,
+            *,
+            context: BaseContext | str | None = None,
+        ) -> Pipeline[A, G | F1 | F2 | F3 | F4 | F5 | F6]: ...
+
+        @overload
+        def __new__(
+            cls,
+            first: Step[A, Any, Any],
+            second: Step[Any, Any, Any],
+            third: Step[Any, Any, Any],
+            fourth: Step[Any, Any, Any],
+            fifth: Step[Any, Any, Any],
+            sixth: Step[Any, Any, Any],
+            seventh: Step[Any, Any, Any],
+            /,
+            *more: Step[Any, Any, Any],
+            context: BaseContext | str | None = None,
+        ) -> Pipeline[A, Any]: ...
+
+        def __new__(cls, *stages: Step[Any, Any, Any], context: BaseContext | str | None = None) -> Any:
+            """As above."""
+
+    else:
+
+        def __init__(self, *stages, context=None):
+            self._make(stages, context)
+
+        __class_getitem__ = classmethod(GenericAlias)
+
+    def _make(self, stages: tuple[Step[Any, Any, Any], ...], context: BaseContext | str | None) -> None:
         if not stages:
             raise BadOption("a pipeline has one stage at least")
         self.stages = tuple(stage if isinstance(stage, Stage) else Stage(stage) for stage in stages)
         self._context = context
 
     def run(
-        self, *sources: Iterable[Any], executor: BaseExecutor | None = None, progress: bool | Display = False
-    ) -> Run:
+        self, *sources: Iterable[In_contra], executor: BaseExecutor | None = None, progress: bool | Display = False
+    ) -> Run[Out_co]:
         """Starts workers and sends items through; gives results as they come.
 
         Items are read, each source in a thread of its own, only as fast as results are taken: sources may be endless.
@@ -83,13 +208,13 @@ class Pipeline:
         return f"<Pipeline {' → '.join(stage.label for stage in self.stages)}>"
 
 
-class Run:
+class Run(Generic[Out_co]):
     """A pipeline at work: an iterator of its results. Ends its workers at the end, by ``close``, as a context manager,
     or when nobody has it any more."""
 
     def __init__(
         self,
-        stages: tuple[Stage, ...],
+        stages: tuple[AnyStage, ...],
         sources: tuple[Iterable[Any], ...],
         context: BaseContext,
         executor: BaseExecutor | None,
@@ -107,10 +232,10 @@ class Run:
             self.close()
             raise
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Out_co]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Out_co:
         try:
             token = self._flow.take()
         except BaseException:  # Ctrl-C may have come in the middle of passing on something
@@ -122,7 +247,8 @@ class Run:
         if isinstance(token, End):
             self.close()
             raise token.error
-        return token if isinstance(token, StageError) else parcel.opened(token)
+        result: Any = token if isinstance(token, StageError) else parcel.opened(token)
+        return result  # type: ignore[no-any-return]
 
     @property
     def errors(self) -> list[StageError]:
@@ -138,7 +264,7 @@ class Run:
         if self._finalizer.detach() is not None:
             self._flow.stop()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Run[Out_co]:
         return self
 
     def __exit__(
@@ -152,7 +278,7 @@ class _Flow:
 
     def __init__(
         self,
-        stages: tuple[Stage, ...],
+        stages: tuple[AnyStage, ...],
         sources: tuple[Iterable[Any], ...],
         context: BaseContext,
         executor: BaseExecutor | None,
@@ -178,7 +304,7 @@ class _Flow:
             self.stop()
             raise
 
-    def _add_lane(self, stage: Stage, context: BaseContext, executor: BaseExecutor | None) -> None:
+    def _add_lane(self, stage: AnyStage, context: BaseContext, executor: BaseExecutor | None) -> None:
         hands, function = _hands_for(stage, context, executor)
         lane = Lane(stage, function, hands, self._lock, self._report, self._changed.notify_all)
         if self._lanes:
@@ -330,7 +456,7 @@ def _packed(item: Any) -> parcel.Packed | Exception:
         return error
 
 
-def _hands_for(stage: Stage, context: BaseContext, executor: BaseExecutor | None) -> tuple[Hands, Function]:
+def _hands_for(stage: AnyStage, context: BaseContext, executor: BaseExecutor | None) -> tuple[Hands, Function]:
     if executor is not None:
         return Borrowed(executor, stage), Function(b"", stage.label)
     crew = Crew(

@@ -17,7 +17,7 @@ from .forms import MAP, STAR
 from .results import (
     Apply,
     AsyncResult,
-    Callback,
+    ErrorCallback,
     IMapIterator,
     IMapOrderedIterator,
     IMapUnorderedIterator,
@@ -28,6 +28,8 @@ from .results import (
 from .tasks import packed_call
 
 Self = TypeVar("Self", bound="Pool")
+S = TypeVar("S")
+T = TypeVar("T")
 
 # Results of an imap that nobody has taken yet, for each worker.
 _AHEAD = 512
@@ -79,25 +81,25 @@ class Pool:
 
     # --- one call ---
 
-    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
+    def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
         """Calls a function in a worker, and waits for the result. Errors: see :meth:`AsyncResult.get`."""
         return self.apply_async(func, args, kwds).get()
 
     def apply_async(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., T],
         args: Iterable[Any] = (),
         kwds: Mapping[str, Any] = {},
-        callback: Callback | None = None,
-        error_callback: Callback | None = None,
-    ) -> AsyncResult:
+        callback: Callable[[T], object] | None = None,
+        error_callback: ErrorCallback | None = None,
+    ) -> AsyncResult[T]:
         """Calls a function in a worker.
 
         :param callback: called with the result, in a thread of this process; it must return soon.
         :param error_callback: the same with the error.
         """
         self._check_running()
-        result = AsyncResult(callback, error_callback)
+        result: AsyncResult[T] = AsyncResult(callback, error_callback)
         result._pool = self
         try:
             kind, payload = packed_call(tuple(args), dict(kwds))
@@ -110,53 +112,55 @@ class Pool:
 
     # --- many at once ---
 
-    def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
+    def map(self, func: Callable[[S], T], iterable: Iterable[S], chunksize: int | None = None) -> list[T]:
         """Calls a function with each item; the results in the same order.
 
         :param chunksize: items that are a task together. None: it follows how long they take.
         """
-        return self.map_async(func, iterable, chunksize).get()  # type: ignore[no-any-return]
+        return self.map_async(func, iterable, chunksize).get()
 
     def map_async(
         self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int | None = None,
-        callback: Callback | None = None,
-        error_callback: Callback | None = None,
-    ) -> MapResult:
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: ErrorCallback | None = None,
+    ) -> MapResult[T]:
         """The same without waiting. Callbacks: see :meth:`apply_async`."""
         return self._map(func, MAP, iterable, chunksize, callback, error_callback)
 
-    def starmap(self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None) -> Any:
+    def starmap(
+        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[T]:
         """Like :meth:`map`, of items that are the arguments of a call each."""
         return self.starmap_async(func, iterable, chunksize).get()
 
     def starmap_async(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., T],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        callback: Callback | None = None,
-        error_callback: Callback | None = None,
-    ) -> MapResult:
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: ErrorCallback | None = None,
+    ) -> MapResult[T]:
         """The same without waiting. Callbacks: see :meth:`apply_async`."""
         return self._map(func, STAR, iterable, chunksize, callback, error_callback)
 
     def _map(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., T],
         kind: int,
         iterable: Iterable[Any],
         chunksize: int | None,
-        callback: Callback | None,
-        error_callback: Callback | None,
-    ) -> MapResult:
+        callback: Callable[[list[T]], object] | None,
+        error_callback: ErrorCallback | None,
+    ) -> MapResult[T]:
         self._check_running()
         if chunksize is not None and chunksize < 1:
             raise ValueError(f"chunksize is 1 or more, or None, not {chunksize}")
         items: Sequence[Any] = iterable if isinstance(iterable, (tuple, range)) else list(iterable)
-        result = MapResult(len(items), callback, error_callback)
+        result: MapResult[T] = MapResult(len(items), callback, error_callback)
         result._pool = self
         if not len(items):
             result._finish([])
@@ -171,7 +175,7 @@ class Pool:
 
     # --- one after the other ---
 
-    def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
+    def imap(self, func: Callable[[S], T], iterable: Iterable[S], chunksize: int = 1) -> IMapIterator[T]:
         """Calls a function with each item; gives the results one by one, in the same order.
 
         Items are read in a thread, only as far as results are taken: the source may be endless.
@@ -180,13 +184,13 @@ class Pool:
         """
         return self._imap(IMapOrderedIterator, func, iterable, chunksize)
 
-    def imap_unordered(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> IMapIterator:
+    def imap_unordered(self, func: Callable[[S], T], iterable: Iterable[S], chunksize: int = 1) -> IMapIterator[T]:
         """Like :meth:`imap`, in the order in which results come."""
         return self._imap(IMapUnorderedIterator, func, iterable, chunksize)
 
     def _imap(
-        self, kind_of: type[IMapIterator], func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int
-    ) -> IMapIterator:
+        self, kind_of: type[IMapIterator[T]], func: Callable[[S], T], iterable: Iterable[S], chunksize: int
+    ) -> IMapIterator[T]:
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
@@ -285,5 +289,5 @@ def check_numbers(
 
 def processors() -> int:
     """That this process may use."""
-    count: int | None = os.process_cpu_count() if hasattr(os, "process_cpu_count") else None
+    count: int | None = getattr(os, "process_cpu_count", lambda: None)()  # from Python 3.13 on
     return count or len(os.sched_getaffinity(0))

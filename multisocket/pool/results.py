@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import TimeoutError as PoolTimeoutError
 from types import GenericAlias
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import Error
 from . import parcel
@@ -31,10 +31,13 @@ _SMALL = 4096
 # Small results that are taken out together.
 _FETCH = 64
 
-Callback = Callable[[Any], object]
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+ErrorCallback = Callable[[BaseException], object]
 
 
-def _call_back(callback: Callback | None, value: Any) -> None:
+def _call_back(callback: Callable[[Any], object] | None, value: Any) -> None:
     if callback is None:
         return
     try:
@@ -43,14 +46,16 @@ def _call_back(callback: Callback | None, value: Any) -> None:
         log.exception("a callback of a pool's task raised an error")
 
 
-class AsyncResult:
+class AsyncResult(Generic[T]):
     """A result that comes later.
 
     :param callback: called with the result, in a thread of the pool; it must return soon.
     :param error_callback: the same with the error.
     """
 
-    def __init__(self, callback: Callback | None = None, error_callback: Callback | None = None) -> None:
+    def __init__(
+        self, callback: Callable[[T], object] | None = None, error_callback: ErrorCallback | None = None
+    ) -> None:
         self._event = threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
@@ -79,7 +84,7 @@ class AsyncResult:
         """
         self._event.wait(timeout)
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> T:
         """The result.
 
         :param timeout: seconds; None waits for ever.
@@ -91,9 +96,10 @@ class AsyncResult:
             raise PoolTimeoutError(f"no result within {timeout} s")
         if self._error is not None:
             raise self._error
-        return self._value
+        value: T = self._value
+        return value
 
-    def _finish(self, value: Any) -> None:
+    def _finish(self, value: T) -> None:
         self._value = value
         _call_back(self._callback, value)
         self._event.set()
@@ -123,7 +129,7 @@ class Apply(PoolTask):
 
     __slots__ = ("_result",)
 
-    def __init__(self, function: Function, kind: int, payload: Payload, result: AsyncResult) -> None:
+    def __init__(self, function: Function, kind: int, payload: Payload, result: AsyncResult[Any]) -> None:
         super().__init__(function, kind, payload)
         self._result = result
 
@@ -140,10 +146,12 @@ class Apply(PoolTask):
 # map
 
 
-class MapResult(AsyncResult):
+class MapResult(AsyncResult[list[T]]):
     """The results of a map, in a list."""
 
-    def __init__(self, length: int, callback: Callback | None, error_callback: Callback | None) -> None:
+    def __init__(
+        self, length: int, callback: Callable[[list[T]], object] | None, error_callback: ErrorCallback | None
+    ) -> None:
         super().__init__(callback, error_callback)
         self._value = [None] * length
         self._left = length
@@ -152,7 +160,7 @@ class MapResult(AsyncResult):
         if not length:
             self._event.set()
 
-    def _set_chunk(self, start: int, values: list[Any]) -> None:
+    def _set_chunk(self, start: int, values: list[T]) -> None:
         self._value[start : start + len(values)] = values
         self._settle(len(values))
 
@@ -223,7 +231,7 @@ class Map(Source):
         items: Sequence[Any],
         chunksize: int | None,
         workers: int,
-        result: MapResult,
+        result: MapResult[Any],
     ) -> None:
         self.function = function
         self.kind = kind
@@ -286,7 +294,9 @@ class _Item(PoolTask):
 
     __slots__ = ("_iterator", "_number", "_size")
 
-    def __init__(self, function: Function, kind: int, payload: Payload, number: int, iterator: IMapIterator) -> None:
+    def __init__(
+        self, function: Function, kind: int, payload: Payload, number: int, iterator: IMapIterator[Any]
+    ) -> None:
         # There are many of them, so the steps of the base classes are done here.
         self.function = function
         self.kind = kind
@@ -379,7 +389,7 @@ class _Ahead:
             return has_room
 
 
-class IMapIterator:
+class IMapIterator(Generic[T_co]):
     """Gives results as they come. A thread reads the items, as fast as results are taken: a source may be endless.
 
     :param crew: that does the work.
@@ -431,10 +441,10 @@ class IMapIterator:
 
     # --- for who takes them ---
 
-    def __iter__(self) -> IMapIterator:
+    def __iter__(self) -> IMapIterator[T_co]:
         return self
 
-    def next(self, timeout: float | None = None) -> Any:
+    def next(self, timeout: float | None = None) -> T_co:
         """The next result.
 
         :param timeout: seconds; None waits for ever.
@@ -450,10 +460,10 @@ class IMapIterator:
         if isinstance(came, BaseException):
             raise came
         if type(came) is _Value:  # of a chunk
-            return came.value
+            return came.value  # type: ignore[no-any-return]
         value = _value_of(*came)
         if not self._chunks:
-            return value
+            return value  # type: ignore[no-any-return]
         self._mine.extendleft(map(_Value, reversed(value)))
         return self.next(timeout)
 
@@ -498,7 +508,7 @@ class _Value:
 class _Reader:
     """Reads the items of an imap, in a thread of its own; until nobody has the iterator any more."""
 
-    def __init__(self, iterator: IMapIterator, function: Function, items: Iterator[Any], kind: int) -> None:
+    def __init__(self, iterator: IMapIterator[Any], function: Function, items: Iterator[Any], kind: int) -> None:
         self._iterator = weakref.ref(iterator)
         self._ahead = iterator._ahead
         self._crew = iterator._crew
@@ -566,11 +576,11 @@ class _Reader:
         return True
 
 
-class IMapUnorderedIterator(IMapIterator):
+class IMapUnorderedIterator(IMapIterator[T_co]):
     """Gives results in the order in which they come."""
 
 
-class IMapOrderedIterator(IMapIterator):
+class IMapOrderedIterator(IMapIterator[T_co]):
     """Gives results in the order of the items."""
 
     def __init__(self, crew: Crew, ahead: int, chunks: bool) -> None:

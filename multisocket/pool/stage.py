@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ..errors import BadOption, Error
 from . import parcel
 from .functions import name_of
 from .pool import check_numbers
 
+if TYPE_CHECKING:
+    from typing_extensions import Never
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    Failed_co = DefaultTypeVar("Failed_co", covariant=True, default=Never)
+else:
+    Failed_co = TypeVar("Failed_co", covariant=True)
+
+A = TypeVar("A")
+B = TypeVar("B")
+In_contra = TypeVar("In_contra", contravariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
+
 RAISE, SKIP, YIELD = "raise", "skip", "yield"
+OnError = Literal["raise", "skip", "yield"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[In_contra, Out_co, Failed_co]):
     """A function that some worker processes apply to each item.
 
     :param function: called with an item; gives the next stage's item. If it is a generator function, each value that it
@@ -33,18 +48,103 @@ class Stage:
         generator they include those in which it waits until its values are taken.
     :param name: for statistics and errors; None: that of the function.
     :raises BadOption: something is out of range.
+
+    For type checkers it is a ``Stage[item, result]``, and a ``Stage[item, result, StageError]`` where failed items come
+    out of the pipeline. A function that says it returns an ``Iterator`` or ``Generator`` is taken for a generator
+    function.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[[In_contra], Any]
     workers: int = 1
     ordered: bool = True
     batch: int | None = None
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
     retries: int = 0
-    on_error: str = RAISE
+    on_error: OnError = "raise"
     task_timeout: float | None = None
     name: str | None = None
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self: Stage[A, B, StageError],
+            function: Callable[[A], Iterator[B]],
+            workers: int = 1,
+            ordered: bool = True,
+            batch: int | None = None,
+            initializer: Callable[..., object] | None = None,
+            initargs: tuple[Any, ...] = (),
+            retries: int = 0,
+            *,
+            on_error: Literal["yield"],
+            task_timeout: float | None = None,
+            name: str | None = None,
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: Stage[A, B, Never],
+            function: Callable[[A], Iterator[B]],
+            workers: int = 1,
+            ordered: bool = True,
+            batch: int | None = None,
+            initializer: Callable[..., object] | None = None,
+            initargs: tuple[Any, ...] = (),
+            retries: int = 0,
+            on_error: Literal["raise", "skip"] = "raise",
+            task_timeout: float | None = None,
+            name: str | None = None,
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: Stage[A, B, StageError],
+            function: Callable[[A], B],
+            workers: int = 1,
+            ordered: bool = True,
+            batch: int | None = None,
+            initializer: Callable[..., object] | None = None,
+            initargs: tuple[Any, ...] = (),
+            retries: int = 0,
+            *,
+            on_error: Literal["yield"],
+            task_timeout: float | None = None,
+            name: str | None = None,
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: Stage[A, B, Never],
+            function: Callable[[A], B],
+            workers: int = 1,
+            ordered: bool = True,
+            batch: int | None = None,
+            initializer: Callable[..., object] | None = None,
+            initargs: tuple[Any, ...] = (),
+            retries: int = 0,
+            on_error: Literal["raise", "skip"] = "raise",
+            task_timeout: float | None = None,
+            name: str | None = None,
+        ) -> None: ...
+
+        def __init__(
+            self,
+            function: Callable[[Any], Any],
+            workers: int = 1,
+            ordered: bool = True,
+            batch: int | None = None,
+            initializer: Callable[..., object] | None = None,
+            initargs: tuple[Any, ...] = (),
+            retries: int = 0,
+            on_error: OnError = "raise",
+            task_timeout: float | None = None,
+            name: str | None = None,
+        ) -> None: ...
+
+    else:
+        __class_getitem__ = classmethod(GenericAlias)
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -63,6 +163,8 @@ class Stage:
         """Its name, or that of its function."""
         return self.name or name_of(self.function)
 
+
+AnyStage = Stage[Any, Any, Any]
 
 _MOST_BATCH = 4096
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from inspect import isgenerator
 from multiprocessing.pool import (  # type: ignore[attr-defined]
-    ExceptionWithTraceback,
-    MaybeEncodingError,
-    RemoteTraceback,
+    ExceptionWithTraceback,  # pyright: ignore[reportAttributeAccessIssue]
+    MaybeEncodingError,  # pyright: ignore[reportAttributeAccessIssue]
+    RemoteTraceback,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from typing import Any
 

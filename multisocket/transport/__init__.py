@@ -41,6 +41,7 @@ class Scheme(Protocol):
         :raises AddressInUse: somebody alive listens there.
         :raises BadAddress: nobody can listen there.
         """
+        ...
 
     def dial(self, address: Address, connector: Connector, dialer: Dialer) -> None:
         """Makes one connection, and calls ``dialer.connected()`` or ``dialer.failed(error)``, now or later.

@@ -19,6 +19,7 @@ class Accepts(Protocol[T_co]):
 
     def fileno(self) -> int:
         """The file descriptor that is readable when somebody connects."""
+        ...
 
     def accept(self) -> T_co | None:
         """The next connection; None: nobody waits.

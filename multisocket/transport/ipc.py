@@ -336,7 +336,7 @@ class _Dialing(_Connection):
         self, connection: socket.socket, connector: Connector, ours: Hello, address: str, dialer: Dialer
     ) -> None:
         super().__init__(connection, connector, address)
-        self._ours: Hello = ours
+        self._ours: Hello = ours  # pyright: ignore[reportIncompatibleVariableOverride]
         self._dialer = dialer
         self._reserved = True
 
