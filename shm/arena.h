@@ -110,7 +110,7 @@ typedef struct {
     uint32_t high; /* references below it were used */
     uint32_t reserved; /* references below it have memory */
     uint32_t unused; /* first of the free references below high, linked by next; REFERENCES: none */
-    uint32_t live; /* references in use */
+    _Atomic uint32_t live; /* references in use */
     _Atomic uint64_t used; /* units of contents in use */
     _Atomic uint64_t backed; /* units with memory behind them */
     uint64_t peak; /* most used since the last arena_rest */

@@ -9,7 +9,7 @@ cdef object _arenas = WeakValueDictionary()
 cdef object _found_family = None
 
 # Bytes of large contents that were copied; see copied_bytes.
-cdef uint64_t _copied = 0
+cdef atomic_word _copied
 
 
 def on_holder_needed(found_family):
@@ -31,7 +31,7 @@ cdef uint64_t _holder() except 0:
 
 def copied_bytes():
     """Bytes of large contents that this process has copied into or out of shared memory so far."""
-    return _copied
+    return atomic_load(&_copied)
 
 
 def copy(target, source):
@@ -54,10 +54,9 @@ def copy(target, source):
 
 
 cdef void _copy_large(void *to, const void *of, size_t n):
-    global _copied
     with nogil:
         platform_copy(to, of, n)
-    _copied += n
+    atomic_fetch_add(&_copied, n)
 
 
 cdef bytes _new_bytes(Py_ssize_t n):
@@ -87,6 +86,7 @@ cdef str _name_of(segment_id known):
 cdef class Arena(_Mapping):
     """The blocks of one Socket, mapped into this process."""
 
+    # All is set before anybody else knows the object; what the arena holds has a lock of its own (arena.h).
     cdef arena a
     cdef readonly str name
     cdef bytes path
@@ -141,13 +141,12 @@ cdef class Arena(_Mapping):
             raise BadMessage(f"{name} holds no arena of this version")
         self.name = name
         self.path = os.fsencode(_DIRECTORY + name)
-        _arenas[name] = self
-        return self
+        return _registered(_arenas, name, self)
 
     @staticmethod
     def mapped():
         """The arenas that this process has mapped."""
-        return list(_arenas.values())
+        return _all_of(_arenas)
 
     # --- what is in use ---
 
@@ -243,6 +242,14 @@ cdef class Arena(_Mapping):
             arena_forget(&self.a, gone, sender)
 
 
+cdef Arena _arena_of(segment_id socket):
+    """That of a Socket which a message refers to. None: it is gone."""
+    try:
+        return Arena.open(Arena.name_for(_name_of(socket)))
+    except (FileNotFoundError, BadMessage):
+        return None
+
+
 cdef int _draft_arena(str name, segment_id socket, uint64_t limit) except -1:
     cdef _Mapping draft = _Mapping()
     fd = create_memory(name, arena_size(limit))
@@ -299,6 +306,8 @@ cdef Sighting _new_sighting(const sighting *seen):
 cdef class Block:
     """A block of an arena, given back when nobody refers to it any more. Its buffer is the content."""
 
+    # `held` is changed by the one who makes it, before anybody else knows the object, and at its end. All else is set
+    # once.
     cdef Arena arena
     cdef block b
     cdef uint32_t generation
@@ -368,9 +377,17 @@ cdef class Loan:
     Used as a context manager, it is given back at the end unless it has been sent.
     """
 
+    # `_buffer`, `block` and `is_busy` change under the critical section of the object. `socket` is set once.
     cdef Endpoint socket
     cdef Block block
-    cdef readonly object buffer
+    cdef object _buffer
+    cdef bint is_busy
+
+    @property
+    def buffer(self):
+        """A writable memoryview. It ends when the loan is sent or given back: do not write by another view of it then."""
+        with cython.critical_section(self):
+            return self._buffer
 
     def send(self, timeout=_unset):
         """Sends it to one peer. Arguments and errors: see ``Socket.send``; after an error it can be sent again."""
@@ -387,24 +404,37 @@ cdef class Loan:
     cdef int deliver(self, int send_type, bytes path, object timeout) except -1:
         cdef message m
         cdef Py_buffer view
+        cdef Block block = self.begin(&view)
         cdef int sent
-        if self.buffer is None:
-            raise BadMessage("this loan has been sent or given back: take another one")
-        PyObject_GetBuffer(self.buffer, &view, PyBUF_SIMPLE)
         try:
             _describe(&m, send_type, self.socket.ttl, view.buf, view.len)
             _set_paths(&m, b"", path)
-            sent = self.socket.deliver_by_type(&m, timeout, self.block)
+            sent = self.socket.deliver_by_type(&m, timeout, block)
         finally:
             PyBuffer_Release(&view)
+            with cython.critical_section(self):
+                self.is_busy = False
         self.give_back()
         return sent
 
+    cdef Block begin(self, Py_buffer *view):
+        """Only one thread sends it: its block, if it lies in one, and its content, kept until the view is released."""
+        with cython.critical_section(self):
+            if self._buffer is None:
+                raise BadMessage("this loan has been sent or given back: take another one")
+            if self.is_busy:
+                raise BadMessage("this loan is just being sent by another thread: take another one")
+            PyObject_GetBuffer(self._buffer, view, PyBUF_SIMPLE)
+            self.is_busy = True
+            return self.block
+
     def give_back(self):
         """Ends the loan, unless it has been sent. Twice is no error."""
-        buffer, self.buffer, self.block = self.buffer, None, None
-        if buffer is not None:
-            _let_go(buffer)
+        with cython.critical_section(self):
+            block, self.block = self.block, None
+            buffer, self._buffer = self._buffer, None
+            if buffer is not None:
+                _let_go(buffer)
 
     def __enter__(self):
         return self

@@ -16,9 +16,13 @@ cdef class Endpoint:
     :param owned: this handle may connect the Socket, and close it for all.
     """
 
+    # Any number of threads use it at a time, and one may close it meanwhile. `segment` and `peers` change under the
+    # critical section of the object: who uses what is behind them takes a reference with `memory` or `known_peers`
+    # first, and so nothing is unmapped in a running call. `guard_fd` is set once, under the same. `turn` is a hint. All
+    # else is set before anybody else knows the object.
     cdef Segment segment
     cdef _Peers peers
-    cdef uint32_t turn
+    cdef atomic_hint turn
     cdef uint32_t generation
     cdef str guard
     cdef bint here, owned
@@ -55,13 +59,35 @@ cdef class Endpoint:
 
     def _detach(self):
         """Gives up this handle. Threads that are just in it keep what they use until they return."""
-        self.segment = None
-        self.peers = None
+        with cython.critical_section(self):
+            segment, self.segment = self.segment, None
+            peers, self.peers = self.peers, None
+
+    @cython.final
+    cdef inline Segment memory(self):
+        """None: this handle is closed."""
+        with cython.critical_section(self):
+            return self.segment
+
+    @cython.final
+    cdef inline _Peers known_peers(self):
+        """The list of peers, be it up to date or not. None: this handle is closed."""
+        with cython.critical_section(self):
+            return self.peers
+
+    cdef bint exchange_peers(self, _Peers before, _Peers after):
+        """False: another thread was faster."""
+        with cython.critical_section(self):
+            if self.peers is not before:
+                return False
+            self.peers = after
+        return True
 
     @property
     def closed(self):
         """Whether this handle, or the Socket for all, is closed."""
-        return self.segment is None or segment_is_closed(&self.segment.seg)
+        segment = self.memory()
+        return segment is None or segment_is_closed(&segment.seg)
 
     # --- whose it is ---
 
@@ -77,17 +103,31 @@ cdef class Endpoint:
     cdef bint owner_lives(self):
         if self.is_here():
             return True
-        if self.guard_fd < 0:
+        cdef int fd
+        with cython.critical_section(self):
+            fd = self.guard_fd
+        if fd < 0:
             try:
-                self.guard_fd = os.open(self.guard, os.O_RDWR | os.O_CLOEXEC)
+                fd = self.keep_guard(os.open(self.guard, os.O_RDWR | os.O_CLOEXEC))
             except FileNotFoundError:
                 return False
             except OSError:  # no descriptor is left: it cannot be told, so believe that it lives
                 return True
-        return platform_is_locked(self.guard_fd)
+        return platform_is_locked(fd)
+
+    cdef int keep_guard(self, int fd) noexcept:
+        """Which one is used from now on: it may be that of another thread."""
+        cdef int kept
+        with cython.critical_section(self):
+            if self.guard_fd < 0:
+                self.guard_fd = fd
+            kept = self.guard_fd
+        if kept != fd:
+            c_close(fd)
+        return kept
 
     cdef Segment alive(self):
-        segment = self.segment
+        segment = self.memory()
         if segment is None:
             raise Closed("this Socket is closed: make a new one")
         return segment
@@ -102,14 +142,14 @@ cdef class Endpoint:
     cdef int look_around(self, Segment segment) except -1:
         """What a wait does between its slices: signals, and whether handle and owner are still there."""
         PyErr_CheckSignals()
-        if self.segment is not segment:  # another thread has closed this handle
+        if self.memory() is not segment:  # another thread has closed this handle
             raise self.closed_error()
         if not self.owner_lives():
             segment.close()
         return 0
 
     cdef object closed_error(self):
-        if self.segment is None or self._is_owner:
+        if self.memory() is None or self._is_owner:
             return Closed("this Socket was closed: make a new one")
         if self.owner_lives():
             return Closed("this Socket was closed by the process that made it")
@@ -138,9 +178,7 @@ cdef class Endpoint:
         """Bytes of the largest content that some peer takes; without peers, that can be kept."""
         cdef uint64_t most = 0
         cdef _Peer one
-        cdef _Peers peers = self.peers
-        if peers is None:  # another thread has closed it meanwhile
-            raise self.closed_error()
+        cdef _Peers peers = self.open_peers()
         for one in peers.by_id.values():
             if one.p.inbox != NULL:
                 most = max(most, self.longest_of(one.p.inbox))
@@ -150,7 +188,8 @@ cdef class Endpoint:
         return r.longest if self.arena_limit else min(<uint64_t>r.longest, ring_max_message(r) - META_SIZE)
 
     cdef object no_room(self, timeout):
-        if self.peers is not None and not self.peers.list.receivers:
+        cdef _Peers peers = self.known_peers()
+        if peers is not None and not peers.list.receivers:
             return Timeout(f"no peer was connected within {timeout} s, and the send queue is full")
         return Timeout(f"no peer had room within {timeout} s: receivers are slower than senders, or stopped")
 
@@ -187,12 +226,17 @@ cdef class Endpoint:
     cdef int deliver(self, message *m, uint32_t pipe, object timeout, Block content) except -1:
         """One message to one peer, or to the peer of a pipe. content: None, or the block that it lies in."""
         cdef Segment segment = self.sending()
+        cdef _Peers peers
+        cdef uint32_t turn
         cdef int rc
         if m.length < LONG_COPY and content is None:
+            peers = self.open_peers()
             if pipe:
-                rc = send_by_pipe(&segment.seg, self.peers.list, pipe, m, False)
+                rc = send_by_pipe(&segment.seg, peers.list, pipe, m, False)
             else:
-                rc = send_to_one(&segment.seg, self.peers.list, &self.turn, m, False)
+                turn = self.turn_now()
+                rc = send_to_one(&segment.seg, peers.list, &turn, m, False)
+                self.turn_next(turn)
             if rc == RING_OK:
                 return 0
         if timeout is _unset:
@@ -207,12 +251,12 @@ cdef class Endpoint:
     cdef int push_large(self, Segment segment, const message *m, uint32_t pipe, int64_t deadline,
                         object timeout) except -1:
         """Puts the content into the arena first, unless it can go from where it is."""
-        cdef uint32_t turn = self.turn
+        cdef uint32_t turn = self.turn_now()
         cdef _Peers peers = self.current_peers(segment)
         cdef int rc
         with nogil:
             rc = send_directly(&segment.seg, peers.list, pipe, &turn, m)
-        self.turn = turn
+        self.turn_next(turn)
         if rc == SEND_WRITTEN:
             return 0
         self.await_taker(segment, m, pipe, deadline, timeout)
@@ -230,13 +274,13 @@ cdef class Endpoint:
             content.describe(&m, note_bytes)
         while True:
             peers = self.current_peers(segment)
-            turn = self.turn
+            turn = self.turn_now()
             with nogil:
                 if pipe:
                     rc = send_by_pipe(&segment.seg, peers.list, pipe, &m, True)
                 else:
                     rc = send_to_one(&segment.seg, peers.list, &turn, &m, True)
-            self.turn = turn
+            self.turn_next(turn)
             if rc == RING_OK and content is not None:
                 content.held = False
             if rc == RING_OK or rc == SEND_DISCARDED or rc == SEND_WRITTEN:
@@ -262,21 +306,34 @@ cdef class Endpoint:
 
     cdef _Peers current_peers(self, Segment segment):
         """The list of peers as the pipe table now is."""
-        peers = self.peers
-        if peers is None:
-            raise self.closed_error()
-        if peers.list.version != segment_version(&segment.seg):
-            peers = _read_peers(segment, peers, peers.known)
-            if self.peers is None:
-                raise self.closed_error()
-            self.peers = peers
+        cdef _Peers peers = self.open_peers()
+        cdef _Peers newer
+        while peers.list.version != segment_version(&segment.seg):
+            newer = _read_peers(segment, peers, peers.known)
+            peers = newer if self.exchange_peers(peers, newer) else self.open_peers()
         return peers
+
+    cdef _Peers open_peers(self):
+        """The same, but it may be of an earlier version: sends find that out."""
+        peers = self.known_peers()
+        if peers is None:  # another thread has closed it meanwhile
+            raise self.closed_error()
+        return peers
+
+    @cython.final
+    cdef inline uint32_t turn_now(self):
+        return load_hint(&self.turn, memory_order_relaxed)
+
+    @cython.final
+    cdef inline void turn_next(self, uint32_t turn) noexcept:
+        if load_hint(&self.turn, memory_order_relaxed) != turn:
+            store_hint(&self.turn, turn, memory_order_relaxed)
 
     cdef int await_room(self, Segment segment, _Peers peers, uint32_t pipe, const message *m, int64_t deadline,
                         object timeout) except -1:
         cdef int rc
         if self.best_effort:
-            segment.seg.shared.dropped += 1
+            atomic_fetch_add(&segment.seg.shared.dropped, 1)
             raise MessageDropped("no peer has room, and this Socket sends by best effort: the message was dropped")
         if deadline <= platform_now():
             raise self.no_room(timeout)
@@ -339,7 +396,7 @@ cdef class Endpoint:
         if rc == RING_NO_MEMORY and (arena.a.shared.live == 0 or now >= patience or now >= deadline):
             raise _no_memory(length)
         if self.best_effort:
-            segment.seg.shared.dropped += 1
+            atomic_fetch_add(&segment.seg.shared.dropped, 1)
             raise MessageDropped("the arena is full, and this Socket sends by best effort: the message was dropped")
         if now >= deadline:
             raise Timeout(
@@ -354,7 +411,7 @@ cdef class Endpoint:
 
     cdef Arena own_arena(self, Segment segment):
         """Made when it is first needed."""
-        arena = self.peers.known.get((segment.seg.id.family, segment.seg.id.number))
+        arena = self.open_peers().known.get((segment.seg.id.family, segment.seg.id.number))
         if arena is None:
             arena = Arena.obtain(segment.name, self.arena_limit)
             self.remember_arena(segment, segment.seg.id, arena)
@@ -367,32 +424,30 @@ cdef class Endpoint:
     cdef Arena known_arena(self, Segment segment, segment_id wanted):
         """The arena that a message refers to; None when it is gone."""
         key = (wanted.family, wanted.number)
-        peers = self.peers
+        cdef _Peers peers = self.known_peers()
         if peers is not None and key in peers.known:
             return peers.known[key]
-        self.learn_arena(segment, wanted)
-        return self.peers.known[key]
+        arena = _arena_of(wanted)
+        self.remember_arena(segment, wanted, arena)
+        return arena
 
     cdef int learn_arena(self, Segment segment, segment_id wanted) except -1:
         """Maps an arena that a message refers to. One that is gone is remembered as that."""
         if wanted.family == 0:
             _holder()
             return 0
-        try:
-            arena = Arena.open(Arena.name_for(_name_of(wanted)))
-        except (FileNotFoundError, BadMessage):
-            arena = None
-        return self.remember_arena(segment, wanted, arena)
+        return self.remember_arena(segment, wanted, _arena_of(wanted))
 
     cdef int remember_arena(self, Segment segment, segment_id its, Arena arena) except -1:
-        cdef _Peers peers = self.peers
-        if peers is None:
-            raise self.closed_error()
-        # Those that are closed are found again by their name, should there be another message of theirs.
-        known = {key: one for key, one in peers.known.items() if one is not None and not one.closed}
-        known[(its.family, its.number)] = arena
-        self.peers = _read_peers(segment, peers, known)
-        return 0
+        cdef _Peers peers, newer
+        while True:
+            peers = self.open_peers()
+            # Those that are closed are found again by their name, should there be another message of theirs.
+            known = {key: one for key, one in peers.known.items() if one is not None and not one.closed}
+            known[(its.family, its.number)] = arena
+            newer = _read_peers(segment, peers, known)
+            if self.exchange_peers(peers, newer):
+                return 0
 
     def _own_arena(self):
         """This Socket's arena, or None if it never had one."""
@@ -427,13 +482,13 @@ cdef class Endpoint:
         _check_length(nbytes)
         loan.socket = self
         if nbytes < LARGE or not self.arena_limit:
-            loan.buffer = memoryview(bytearray(nbytes))
+            loan._buffer = memoryview(bytearray(nbytes))
             return loan
         if timeout is _unset:
             timeout = self.send_timeout
         loan.block = self.new_block(segment, nbytes, _deadline(timeout), timeout)
         loan.block.writable = True
-        loan.buffer = memoryview(loan.block)
+        loan._buffer = memoryview(loan.block)
         return loan
 
     # --- sending to others ---
@@ -495,7 +550,7 @@ cdef class Endpoint:
         except ContentTooLong as error:
             too_long, later = error, error.without_room
         if self.best_effort:
-            segment.seg.shared.dropped += len(later)
+            atomic_fetch_add(&segment.seg.shared.dropped, len(later))
             later = []
         for number in later:
             try:
@@ -570,7 +625,7 @@ cdef class Endpoint:
         cdef Segment segment = self.sending()
         cdef message m
         cdef Py_buffer view
-        cdef Block block = msg.block
+        cdef Block block = msg.held_block()
         cdef int sent = 0
         _view_content(msg, &view)
         try:
@@ -604,7 +659,7 @@ cdef class Endpoint:
         _view_content(msg, &view)
         try:
             _describe_message(&m, msg, &view)
-            return self.deliver_to_all(&m, timeout, msg.block, msg.pipe_id)
+            return self.deliver_to_all(&m, timeout, msg.held_block(), msg.pipe_id)
         finally:
             PyBuffer_Release(&view)
 
@@ -618,7 +673,8 @@ cdef class Endpoint:
             content = content.share()
             content.describe(&m, note_bytes)
         elif m.length < LONG_COPY:
-            rc = send_by_pipe(&segment.seg, self.current_peers(segment).list, pipe, &m, False)
+            peers = self.current_peers(segment)
+            rc = send_by_pipe(&segment.seg, peers.list, pipe, &m, False)
         while rc not in (RING_OK, RING_FULL, SEND_NO_PATH, SEND_DISCARDED, SEND_WRITTEN):
             if rc == RING_TOO_LONG and content is None and self.arena_limit:
                 return self.try_pipe(segment, given, pipe, self.new_content(segment, given, 0, 0))
@@ -645,7 +701,7 @@ cdef class Endpoint:
         _view_content(msg, &view)
         try:
             _describe_message(&m, msg, &view)
-            self.deliver_by_type(&m, timeout, msg.block)
+            self.deliver_by_type(&m, timeout, msg.held_block())
         finally:
             PyBuffer_Release(&view)
 
@@ -730,15 +786,18 @@ cdef class Endpoint:
         cdef uint32_t turn
         cdef int rc
         if batch.row[batch.n - 1].length < LONG_COPY:
-            rc = send_row(&segment.seg, self.peers.list, &self.turn, batch.row, batch.n, &done, False)
+            peers = self.open_peers()
+            turn = self.turn_now()
+            rc = send_row(&segment.seg, peers.list, &turn, batch.row, batch.n, &done, False)
+            self.turn_next(turn)
             if rc == RING_OK:
                 return done
         while True:
             peers = self.current_peers(segment)
-            turn = self.turn
+            turn = self.turn_now()
             with nogil:
                 rc = send_row(&segment.seg, peers.list, &turn, batch.row + done, batch.n - done, &done, True)
-            self.turn = turn
+            self.turn_next(turn)
             if rc == RING_OK:
                 return done
             if rc == RING_FULL:
@@ -792,8 +851,8 @@ cdef class Endpoint:
         taken = _take_one(&segment.seg.inbox, as_message, rc)
         if rc[0] == TAKE_FAR:
             return self.take_far(segment, as_message, copy, rc)
-        if rc[0] == RING_OK and as_message and not copy and (<Message>taken).content is not None:
-            (<Message>taken).content = memoryview((<Message>taken).content)
+        if rc[0] == RING_OK and as_message and not copy and (<Message>taken)._content is not None:
+            (<Message>taken)._content = memoryview((<Message>taken)._content)
         return taken
 
     cdef object take_far(self, Segment segment, bint as_message, bint copy, int *rc, Board board=None,
@@ -847,7 +906,7 @@ cdef class Endpoint:
                 ring_pop(&reader, &rec)
             ring_leave(&reader)
         if claimed != RING_OK:
-            segment.seg.shared.dropped += 1
+            atomic_fetch_add(&segment.seg.shared.dropped, 1)
             return None
         content = _new_block(arena, &b)
         if _is_spent(&rec):
@@ -917,7 +976,7 @@ cdef class Endpoint:
     @property
     def _depth(self):
         """How many receives would end at once; all of them when it is closed."""
-        segment = self.segment
+        segment = self.memory()
         if segment is None or ring_is_closed(&segment.seg.inbox):
             return 0x7FFFFFFF
         return ring_depth(&segment.seg.inbox)
@@ -925,7 +984,7 @@ cdef class Endpoint:
     @property
     def _is_readable(self):
         """Whether a receive would end at once, with a message or an error."""
-        segment = self.segment
+        segment = self.memory()
         return segment is None or ring_is_readable(&segment.seg.inbox)
 
     def _await_readable(self, timeout):
@@ -944,7 +1003,7 @@ cdef class Endpoint:
 
     def _look_around(self):
         """Finds out whether the Socket's owner still lives; if not, the Socket is closed."""
-        segment = self.segment
+        segment = self.memory()
         if segment is not None:
             self.look_around(segment)
 
@@ -1055,7 +1114,7 @@ cdef class Endpoint:
         """Moves what is pending into pipes, as far as there is room. True: nothing is left."""
         cdef Segment segment = self.alive()
         cdef _Peers peers
-        cdef uint32_t turn = self.turn
+        cdef uint32_t turn = self.turn_now()
         cdef int rc
         if ring_depth(&segment.seg.pending) == 0:
             return True
@@ -1076,7 +1135,7 @@ cdef class Endpoint:
         cdef Segment segment = self.alive()
         cdef _Peers peers
         cdef uint64_t cursor = ring_frozen_start(&frozen.seg.inbox) if at is None else at
-        cdef uint32_t turn = self.turn
+        cdef uint32_t turn = self.turn_now()
         cdef int rc
         if ring_depth(&frozen.seg.inbox) == 0:
             return None
@@ -1100,7 +1159,7 @@ cdef class Endpoint:
                 rc = release_orphans(&segment.seg, peers.list, &cursor)
             if rc == SEND_NO_ARENA:
                 self.learn_arena(segment, send_missing_arena())
-        for arena in self.peers.known.values():
+        for arena in self.current_peers(segment).known.values():
             if arena is not None and arena.closed:
                 arena.close()  # it may have been the last
 
@@ -1131,7 +1190,7 @@ cdef class Endpoint:
             "used": ring_used(inbox),
             "pending": ring_depth(&segment.seg.pending),
             "blocked": inbox.shared.blocked,
-            "dropped": segment.seg.shared.dropped,
+            "dropped": atomic_load(&segment.seg.shared.dropped),
             "arena_used": 0 if arena is None else arena.used,
             "arena_memory": 0 if arena is None else arena.backed,
         }
@@ -1141,14 +1200,16 @@ cdef int _view_content(Message msg, Py_buffer *view) except -1:
     """The content of a message that is sent on."""
     if msg.ttl == 0:
         raise MessageDropped("the message's ttl is used up: it came through too many nodes")
-    if msg.content is _released:
-        raise BadMessage("the message's content was released: send it before")
-    return PyObject_GetBuffer(b"" if msg.content is None else msg.content, view, PyBUF_SIMPLE)
+    with cython.critical_section(msg):  # or another thread might release it just now
+        content = msg._content
+        if content is _released:
+            raise BadMessage("the message's content was released: send it before")
+        return PyObject_GetBuffer(b"" if content is None else content, view, PyBUF_SIMPLE)
 
 
 cdef int _describe_message(message *m, Message msg, const Py_buffer *view) except -1:
     _check_length(view.len)
-    _describe(m, msg.flags | (FLAGS_RAW_END if msg.content is None else 0), msg.ttl, view.buf, view.len)
+    _describe(m, msg.flags | (FLAGS_RAW_END if msg.held_content() is None else 0), msg.ttl, view.buf, view.len)
     m.is_remote = msg.is_remote
     _set_paths(m, msg._source, msg._destination)
     return 0
@@ -1193,12 +1254,12 @@ cdef object _unpack(Block content, object message, bint as_message, bint copy):
         return memoryview(content)
     if not copy:
         (<Message>message).block = content
-        (<Message>message).content = memoryview(content)
+        (<Message>message)._content = memoryview(content)
         return message
     data = _new_bytes(content.b.length)
     _copy_large(PyBytes_AS_STRING(data), content.b.data, content.b.length)
     content.give_back()
     if not as_message:
         return data
-    (<Message>message).content = data
+    (<Message>message)._content = data
     return message

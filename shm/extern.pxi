@@ -23,8 +23,15 @@ cdef extern from "errno.h" nogil:
 
 
 cdef extern from "stdatomic.h" nogil:
-    int memory_order_acquire
+    int memory_order_acquire, memory_order_relaxed
+    ctypedef uint32_t atomic_hint "_Atomic uint32_t"
+    ctypedef uint64_t atomic_word "_Atomic uint64_t"
     void atomic_thread_fence(int order)
+    uint32_t load_hint "atomic_load_explicit"(const atomic_hint *of, int order)
+    void store_hint "atomic_store_explicit"(atomic_hint *of, uint32_t value, int order)
+    uint32_t exchange_hint "atomic_exchange"(atomic_hint *of, uint32_t value)
+    uint64_t atomic_load(const atomic_word *of)
+    uint64_t atomic_fetch_add(atomic_word *to, uint64_t n)
 
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
@@ -195,7 +202,6 @@ cdef extern from "arena.h" nogil:
 cdef extern from "bell.h" nogil:
     ctypedef struct event:
         pass
-    ctypedef uint64_t atomic_word "_Atomic uint64_t"
 
 cdef extern from "wire.h" nogil:
     const size_t WIRE_SCRATCH
@@ -217,7 +223,7 @@ cdef extern from "wire.h" nogil:
         uint64_t holder
         arena *(*find)(void *, segment_id) noexcept
         void *context
-        uint32_t arena_used
+        atomic_hint arena_used
         pthread_mutex_t writing
         int fd, error
         uint64_t bytes_in, bytes_out
@@ -273,7 +279,8 @@ cdef extern from "endpoint.h" nogil:
         uint64_t sent
         char *peer
     ctypedef struct segment_header:
-        uint64_t sent_before, dropped
+        uint64_t sent_before
+        atomic_word dropped
         uint32_t high
         event bell
     ctypedef struct segment:

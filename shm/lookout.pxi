@@ -9,6 +9,8 @@ Sleeps on the inboxes of Sockets in a thread, and makes a descriptor readable wh
 :raises OSError: the system has no descriptor left.
 """
 
+    # `watched` changes under the critical section of the object, together with the list in `l`, which has a lock of its
+    # own as well: for `run`.
     cdef lookout l
     cdef bint ready
     cdef dict watched  # (Socket, its memory) by the address of the inbox
@@ -31,8 +33,10 @@ Sleeps on the inboxes of Sockets in a thread, and makes a descriptor readable wh
     def struck(self):
         """Those of the watched Sockets to which something has come; they are watched no more."""
         cdef ring *found[LOOKOUT_MOST]
-        cdef unsigned i, n = lookout_struck(&self.l, found)
-        return [self.watched.pop(<size_t>found[i])[0] for i in range(n)]
+        cdef unsigned i, n
+        with cython.critical_section(self):
+            n = lookout_struck(&self.l, found)
+            return [self.watched.pop(<size_t>found[i])[0] for i in range(n)]
 
     def run(self):
         """The thread's work, until :meth:`stop`."""
@@ -49,23 +53,25 @@ Sleeps on the inboxes of Sockets in a thread, and makes a descriptor readable wh
         :returns: True when it is watched, False when there is something already, None: no place for another one.
         """
         cdef int rc
-        cdef Segment segment = sock.segment
+        cdef Segment segment = sock.memory()
         if segment is None:
             return False
-        rc = lookout_watch(&self.l, &segment.seg.inbox)
-        if rc == LOOKOUT_FULL:
-            return None
-        if rc == LOOKOUT_READABLE:
-            return False
-        self.watched[<size_t>&segment.seg.inbox] = (sock, segment)
-        return True
+        with cython.critical_section(self):
+            rc = lookout_watch(&self.l, &segment.seg.inbox)
+            if rc == LOOKOUT_FULL:
+                return None
+            if rc == LOOKOUT_READABLE:
+                return False
+            self.watched[<size_t>&segment.seg.inbox] = (sock, segment)
+            return True
 
     def forget(self, Endpoint sock not None):
         """Looks out for this one no more."""
         cdef Segment segment
-        for address, (one, memory) in self.watched.items():
-            if one is sock:
-                segment = memory
-                lookout_forget(&self.l, &segment.seg.inbox)
-                del self.watched[address]
-                return
+        with cython.critical_section(self):
+            for address, (one, memory) in list(self.watched.items()):
+                if one is sock:
+                    segment = memory
+                    lookout_forget(&self.l, &segment.seg.inbox)
+                    del self.watched[address]
+                    return

@@ -3,6 +3,7 @@
 cdef class _Mapping:
     """A shared-memory segment mapped into this process, until nobody refers to it any more."""
 
+    # Set before anybody else knows the object. Who uses the memory, in a call or by a pointer, has a reference meanwhile.
     cdef object __weakref__
     cdef void *base
     cdef size_t size
@@ -38,6 +39,26 @@ cdef class _Mapping:
             if fd >= 0:
                 c_close(fd)
         return 0
+
+
+cdef object _registered(registry, str name, made):
+    """Enters what was just made; gives it, or what another thread has entered meanwhile. (Should there be two for one
+    name after all, either does.)"""
+    with cython.critical_section(registry):
+        return _first(registry, name, made)
+
+
+cdef object _first(registry, str name, made):
+    known = registry.get(name)
+    if known is None:
+        registry[name] = known = made
+    return known
+
+
+cdef list _all_of(registry):
+    """Those that are there. Unlike ``values``, other threads may enter some meanwhile."""
+    found = [reference() for reference in registry.valuerefs()]
+    return [one for one in found if one is not None]
 
 
 # Named memory: all of it is made, opened and removed here. `posix_ipc` would turn the GIL on where there is none, so

@@ -45,7 +45,9 @@ A message with all that came with it.
 :raises BadMessage: one of these is out of range.
 """
 
-    cdef readonly object content
+    # `_content` and `block` change with `release`, under the critical section of the object; who uses them takes a
+    # reference first. All else is set before anybody else knows the object.
+    cdef object _content
     cdef readonly int flags
     cdef readonly int ttl
     cdef readonly unsigned int pipe_id
@@ -61,7 +63,7 @@ A message with all that came with it.
             raise BadMessage(f"ttl is between 0 and 255, not {ttl}")
         if not 0 <= flags <= 255:
             raise BadMessage(f"flags are between 0 and 255, not {flags}")
-        self.content = content
+        self._content = content
         self.flags = (flags & ~FLAG_SEND_TYPE) | send_type
         self.ttl = ttl
         self._source = _encode_path(source)
@@ -73,7 +75,7 @@ A message with all that came with it.
         :param content: anything with the buffer protocol.
         """
         other = <Message>Message.__new__(Message)
-        other.content = content
+        other._content = content
         other.flags = self.flags
         other.ttl = self.ttl
         other.pipe_id = self.pipe_id
@@ -87,10 +89,28 @@ A message with all that came with it.
 
         Arrays made of the content keep the memory until they are gone. Twice is no error.
         """
-        self.block = None
-        if isinstance(self.content, memoryview):
-            content, self.content = self.content, _released
-            _let_go(content)
+        with cython.critical_section(self):
+            block, self.block = self.block, None
+            content = self._content
+            if isinstance(content, memoryview) and content is not _released:
+                self._content = _released
+                _let_go(content)
+
+    @property
+    def content(self):
+        """The bytes: a memoryview after ``recv_msg(copy=False)``. None: nothing more comes by a raw pipe."""
+        return self.held_content()
+
+    @cython.final
+    cdef inline object held_content(self):
+        with cython.critical_section(self):
+            return self._content
+
+    @cython.final
+    cdef inline Block held_block(self):
+        """None: its content lies in no block, or was released."""
+        with cython.critical_section(self):
+            return self.block
 
     def __enter__(self):
         return self
@@ -131,10 +151,11 @@ A message with all that came with it.
         return PyBytes_GET_SIZE(self._destination) // 4
 
     def __repr__(self):
-        if self.content is None:
+        content = self.held_content()
+        if content is None:
             size = "the end"
         else:
-            size = "released content" if self.content is _released else f"{memoryview(self.content).nbytes} bytes"
+            size = "released content" if content is _released else f"{memoryview(content).nbytes} bytes"
         return (
             f"<Message of {size}, send_type={self.send_type}, source={self.source},"
             f" destination={self.destination}, ttl={self.ttl}, flags={self.flags & ~FLAG_SEND_TYPE}>"
@@ -173,7 +194,7 @@ def encode(Message msg not None):
     :raises ContentTooLong: more than 4 GiB.
     """
     cdef message m
-    content = bytes(msg.content)
+    content = bytes(msg.held_content())
     _check_length(len(content))
     _describe(&m, msg.flags, msg.ttl, PyBytes_AS_STRING(content), len(content))
     _set_paths(&m, msg._source, msg._destination)
@@ -199,7 +220,7 @@ def decode(data):
         msg.ttl = m.ttl
         msg._source = PyBytes_FromStringAndSize(<const char *>m.source, 4 * m.hops)
         msg._destination = PyBytes_FromStringAndSize(<const char *>m.destination, 4 * m.distance)
-        msg.content = PyBytes_FromStringAndSize(<const char *>m.content, m.length)
+        msg._content = PyBytes_FromStringAndSize(<const char *>m.content, m.length)
         return msg, used
     finally:
         PyBuffer_Release(&view)

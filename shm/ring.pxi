@@ -65,7 +65,7 @@ cdef object _take_one(ring *r, bint as_message, int *rc):
         if as_message:
             if msg is None:
                 msg = <Message>Message.__new__(Message)
-            msg.content = None if is_end_of_raw(&rec.head) else content
+            msg._content = None if is_end_of_raw(&rec.head) else content
             _fill(r, &rec, msg)
             taken = msg
     except BaseException:

@@ -36,6 +36,7 @@ cdef class Segment(_Mapping):
         except BaseException:
             unlink_memory(name)
             raise
+        _mapped[name] = self
         return self
 
     @staticmethod
@@ -55,13 +56,12 @@ cdef class Segment(_Mapping):
         self = <Segment>Segment.__new__(Segment)
         self.map(fd)
         self.attach(name)
-        return self
+        return _registered(_mapped, name, self)
 
     cdef int attach(self, str name) except -1:
         if segment_attach(&self.seg, self.base, self.size, self.fd) != RING_OK:
             raise BadMessage(f"{name} holds no Socket of this version")
         self.name = name
-        _mapped[name] = self
         return 0
 
     def close(self):

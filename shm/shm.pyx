@@ -6,6 +6,7 @@ A thin binding: what is atomic, shared or fast is C (ring.h, endpoint.h), what n
 no lock of a ring is waited for with the GIL held, and the GIL is not waited for with such a lock held.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals

@@ -40,8 +40,10 @@ other, and what has none, ``learn`` decides.
     cdef Endpoint sock
     cdef type kind
     cdef object learn
+    # Both change under the critical section of the object, `last` as a whole: what a topic begins with, and the topic of
+    # the content before. All else is set once.
     cdef dict known
-    cdef bytes head, topic
+    cdef tuple last
 
     def __init__(self, Endpoint sock not None, type kind not None, learn):
         if not issubclass(kind, tuple):
@@ -53,21 +55,30 @@ other, and what has none, ``learn`` decides.
 
     def know(self, bytes topic not None):
         """Gives contents with this topic from now on."""
-        if len(self.known) >= 16384:
-            self.known = {}
-        self.known[len(topic).to_bytes(2, "big") + topic] = topic
+        head = len(topic).to_bytes(2, "big") + topic
+        with cython.critical_section(self):
+            if len(self.known) >= 16384:
+                self.known = {}
+            self.known[head] = topic
 
     def forget(self):
         """Knows no topic any more."""
-        self.known = {}
-        self.head = self.topic = b""
+        nothing = b"", b""
+        with cython.critical_section(self):
+            self.known = {}
+            self.last = nothing
+
+    @cython.final
+    cdef inline tuple last_one(self):
+        with cython.critical_section(self):
+            return self.last
 
     def recv(self, timeout=_unset):
         """The next one, as ``recv`` of the Socket."""
         cdef int64_t end
-        content = self.take_like()
-        if content is not None:
-            return new_pair(self.kind, self.topic, content)
+        pair = self.take_like()
+        if pair is not None:
+            return pair
         if timeout is _unset:
             timeout = self.sock.recv_timeout
         if timeout is None:
@@ -95,9 +106,9 @@ other, and what has none, ``learn`` decides.
         return self
 
     def __next__(self):
-        content = self.take_like()
-        if content is not None:
-            return new_pair(self.kind, self.topic, content)
+        pair = self.take_like()
+        if pair is not None:
+            return pair
         try:
             return self.recv(None)
         except Closed:
@@ -113,14 +124,16 @@ other, and what has none, ``learn`` decides.
                 out.append(pair)
         return out
 
-    cdef bytes take_like(self):
-        """What follows the topic in the next content, if that is there, short, and of the same topic as the one before;
-        None: it is to be taken as any other."""
-        cdef Segment segment = self.sock.segment
+    cdef object take_like(self):
+        """The next one, if its content is there, short, and of the same topic as the one before; None: it is to be taken as
+        any other."""
+        cdef Segment segment = self.sock.memory()
         cdef ring_reader reader
         cdef record rec
         cdef char head[SHORT_HEAD]
-        cdef Py_ssize_t start = PyBytes_GET_SIZE(self.head)
+        cdef tuple last = self.last_one()
+        cdef bytes known = <bytes>last[0]
+        cdef Py_ssize_t start = PyBytes_GET_SIZE(known)
         cdef bytes content = None
         if not start or start > SHORT_HEAD or segment is None or self.sock.refuses_recv:
             return None
@@ -128,10 +141,10 @@ other, and what has none, ``learn`` decides.
             return None
         if _front(&reader, &rec) == RING_OK and not rec.is_far and start <= rec.head.length < LONG_COPY:
             ring_copy(reader.r, &rec, record_content_at(&rec), head, start)
-            if memcmp(head, PyBytes_AS_STRING(self.head), start) == 0:
+            if memcmp(head, PyBytes_AS_STRING(known), start) == 0:
                 content = self.take_behind(&reader, &rec, start)
         ring_leave(&reader)
-        return content
+        return None if content is None else new_pair(self.kind, last[1], content)
 
     cdef bytes take_behind(self, ring_reader *reader, const record *rec, Py_ssize_t start):
         cdef bytes content
@@ -146,27 +159,32 @@ other, and what has none, ``learn`` decides.
     cpdef object split(self, bytes body):
         """The pair that a content is, or None."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
-        cdef Py_ssize_t start = PyBytes_GET_SIZE(self.head)
+        cdef tuple last = self.last_one()
+        cdef bytes head = <bytes>last[0]
+        cdef Py_ssize_t start = PyBytes_GET_SIZE(head)
         cdef const char *at = PyBytes_AS_STRING(body)
-        if not start or size < start or memcmp(at, PyBytes_AS_STRING(self.head), start) != 0:
-            start = self.find(body)
-            if not start:
+        if not start or size < start or memcmp(at, PyBytes_AS_STRING(head), start) != 0:
+            last = self.find(body)
+            if last is None:
                 return self.learn(body)
-        return new_pair(self.kind, self.topic, PyBytes_FromStringAndSize(at + start, size - start))
+            head = <bytes>last[0]
+            start = PyBytes_GET_SIZE(head)
+        return new_pair(self.kind, last[1], PyBytes_FromStringAndSize(at + start, size - start))
 
-    cdef Py_ssize_t find(self, bytes body) except -1:
-        """Where the content begins behind a known topic, which is that of `topic` then; 0: it is none of them."""
+    cdef tuple find(self, bytes body):
+        """What it begins with and the topic, if that is known: it is the last one then. None: it is not."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
         cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(body)
         if size < 2 or size < 2 + (at[0] << 8) + at[1]:
-            return 0
+            return None
         head = body[:2 + (at[0] << 8) + at[1]]
-        topic = self.known.get(head)
-        if topic is None:
-            return 0
-        self.head = head
-        self.topic = topic
-        return len(head)
+        cdef tuple found
+        with cython.critical_section(self):  # or it might be forgotten just now
+            topic = self.known.get(head)
+            if topic is None:
+                return None
+            self.last = found = head, topic
+        return found
 
 
 cdef class TopicWriter:
@@ -188,8 +206,18 @@ Sends contents with a topic before them (its length as u16 BE, then itself) to t
     cdef Endpoint sock
     cdef bint waits
     cdef object hear, find, slow, refused, missed
+    # `known` changes under the critical section of the object; all else is set once.
     cdef dict known
-    cdef public bint is_careful
+    cdef atomic_hint careful
+
+    @property
+    def is_careful(self):
+        """All goes to ``slow``."""
+        return load_hint(&self.careful, memory_order_relaxed) != 0
+
+    @is_careful.setter
+    def is_careful(self, bint value):
+        store_hint(&self.careful, value, memory_order_relaxed)
 
     def __init__(self, Endpoint sock not None, bint waits, hear, find, slow, refused, missed):
         self.sock = sock
@@ -203,27 +231,33 @@ Sends contents with a topic before them (its length as u16 BE, then itself) to t
 
     def know(self, topic, tuple pipes not None, bytes head not None):
         """Sends contents with this topic so from now on."""
-        if len(self.known) >= 16384:
-            self.known = {}
-        self.known[topic] = pipes, head
+        found = pipes, head
+        with cython.critical_section(self):
+            if len(self.known) >= 16384:
+                self.known = {}
+            self.known[topic] = found
 
     def forget(self):
         """Knows no topic any more."""
-        self.known = {}
+        with cython.critical_section(self):
+            self.known = {}
 
     def send(self, topic, content, timeout=_unset):
         """Sends; to how many."""
-        cdef Segment segment = self.sock.segment
+        cdef Segment segment = self.sock.memory()
+        cdef dict by_topic
         cdef tuple found
         cdef tuple pipes
         if segment is None or not self.sock.is_here() or ring_is_readable(&segment.seg.inbox):
             self.hear()
-        known = self.known.get(topic)
+        with cython.critical_section(self):
+            by_topic = self.known
+        known = by_topic.get(topic)
         found = self.find(topic) if known is None else known
         pipes = found[0]
         if not pipes:
             return 0
-        later = pipes if self.is_careful else self.offer(pipes, found[1], content, timeout)
+        later = pipes if load_hint(&self.careful, memory_order_relaxed) else self.offer(pipes, found[1], content, timeout)
         if later:
             self.slow(later, found[1], content, timeout)
         return len(pipes)

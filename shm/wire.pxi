@@ -3,7 +3,8 @@
 # By the name of the outbox: a send in this process may write directly.
 cdef object _wires = WeakValueDictionary()
 
-# All that the carrier knows stay there until it says that it has let go of them.
+# All that the carrier knows stay there until it says that it has let go of them. This and the next one change under the
+# critical section of the carrier.
 cdef dict _carried = {}
 
 # By the name of the Socket's segment.
@@ -32,12 +33,15 @@ cdef str _reason(int reason, int error):
 
 cdef arena *_find_arena(void *context, segment_id wanted) noexcept with gil:
     """For the carrier: an arena that some message refers to."""
+    cdef Arena found
     try:
-        found = Arena.open(Arena.name_for(_name_of(wanted)))
+        found = _arena_of(wanted)
     except Exception:
         return NULL
+    if found is None:
+        return NULL
     (<Wire>context).known.append(found)
-    return &(<Arena>found).a
+    return &found.a
 
 
 cdef class _Post:
@@ -55,6 +59,8 @@ The threads of this process that move the bytes of wires. There is one at a time
 :raises OSError: the system has no descriptor or thread left.
 """
 
+    # `c` is used, and taken away by `stop`, under the critical section of the object. What is done with it there waits for
+    # nothing long, and never for a thread of Python's.
     cdef carrier *c
     cdef uint32_t generation
 
@@ -67,10 +73,15 @@ The threads of this process that move the bytes of wires. There is one at a time
 
     def fileno(self):
         """Readable when :meth:`told` has something to tell."""
-        return carrier_told_fd(self.c) if self.c != NULL else -1
+        with cython.critical_section(self):
+            return carrier_told_fd(self.c) if self.c != NULL else -1
 
     def told(self):
         """What has happened: a list of ``(wire, what, reason)``. what: "end", "writable", "gone"."""
+        with cython.critical_section(self):
+            return self.take_told() if self.c != NULL else []
+
+    cdef list take_told(self):
         cdef tale tales[TALES]
         cdef unsigned i, n = carrier_told(self.c, tales, TALES)
         out = []
@@ -79,7 +90,7 @@ The threads of this process that move the bytes of wires. There is one at a time
             if wire is None:
                 continue
             if tales[i].what == TOLD_GONE:
-                (<Wire>wire).forget()
+                self.forget(<Wire>wire)
                 out.append((wire, "gone", ""))
             elif tales[i].what == TOLD_WRITABLE:
                 out.append((wire, "writable", ""))
@@ -89,13 +100,56 @@ The threads of this process that move the bytes of wires. There is one at a time
 
     def stop(self):
         """Ends the threads."""
-        if self.c == NULL or self.generation != platform_fork_generation():
+        cdef carrier *c
+        if self.generation != platform_fork_generation():
             return
-        c, self.c = <size_t>self.c, NULL
+        with cython.critical_section(self):
+            c = self.c
+            self.c = NULL
+        if c == NULL:
+            return
         with nogil:
-            carrier_stop(<carrier *><size_t>c)
+            carrier_stop(c)
         _carried.clear()
         _posts.clear()
+
+    cdef int add(self, Wire wire, int fd) except -1:
+        cdef int rc
+        with cython.critical_section(self):
+            if self.c == NULL:
+                raise Closed("connections are made no more: the process is about to end")
+            post = _posts.get(wire.segment.name)
+            if post is None:
+                post = _new_post(self, wire.segment)
+            wire.post = post
+            wire.l.post = &(<_Post>post).p
+            wire.l.w.fd = fd
+            (<_Post>post).wires += 1
+            _carried[<size_t>&wire.l] = wire
+            rc = carrier_add(self.c, &wire.l)
+            if rc != 0:
+                self.forget(wire)
+        if rc != 0:
+            raise OSError(rc, os.strerror(rc))
+        return 0
+
+    cdef int forget(self, Wire wire) except -1:
+        """It has let go of a wire."""
+        _carried.pop(<size_t>&wire.l, None)
+        post, wire.post = wire.post, None
+        if post is None:
+            return 0
+        (<_Post>post).wires -= 1
+        if (<_Post>post).wires == 0:
+            _posts.pop(wire.segment.name, None)
+            carrier_remove_post(self.c, &(<_Post>post).p)
+        return 0
+
+    cdef int finish(self, Wire wire, int64_t deadline) except -1:
+        with cython.critical_section(self):
+            if self.c != NULL:
+                carrier_finish(self.c, &wire.l, deadline)
+        return 0
 
     @staticmethod
     def abandon():
@@ -121,6 +175,9 @@ One end of a connection to a peer across a network. See wire.h.
 :param arena: for large contents that come; None: they go through the inbox.
 """
 
+    # `carrier` changes under the critical section of the object, `post` under that of the carrier. What `l` holds has
+    # locks of its own (wire.h), but what comes is taken in by one thread at a time, which alone touches `blocked`. All
+    # else is set before another thread knows the object.
     cdef load l
     cdef Segment segment, outbox
     cdef Arena arena
@@ -159,7 +216,7 @@ One end of a connection to a peer across a network. See wire.h.
             raise MemoryError
         self.ready = True
         self.generation = platform_fork_generation()
-        _wires[outbox.name] = self
+        _registered(_wires, outbox.name, self)
 
     def __dealloc__(self):
         # What a child inherits by fork is still its parent's.
@@ -176,39 +233,20 @@ One end of a connection to a peer across a network. See wire.h.
 
         :param fd: a non-blocking socket, which now belongs to the carrier. -1: somebody else moves the bytes.
         """
-        post = _posts.get(self.segment.name)
-        if post is None:
-            post = _new_post(carrier, self.segment)
-        self.post = post
-        self.carrier = carrier
-        self.l.post = &(<_Post>post).p
-        self.l.w.fd = fd
-        (<_Post>post).wires += 1
-        _carried[<size_t>&self.l] = self
-        cdef int rc = carrier_add(carrier.c, &self.l)
-        if rc != 0:
-            self.forget()
-            raise OSError(rc, os.strerror(rc))
-
-    cdef int forget(self) except -1:
-        """The carrier has let go of it."""
-        _carried.pop(<size_t>&self.l, None)
-        post, self.post = self.post, None
-        if post is None:
-            return 0
-        (<_Post>post).wires -= 1
-        if (<_Post>post).wires == 0:
-            _posts.pop(self.segment.name, None)
-            carrier_remove_post(self.carrier.c, &(<_Post>post).p)
-        return 0
+        with cython.critical_section(self):
+            self.carrier = carrier
+        carrier.add(self, fd)
 
     def finish(self, linger):
         """Writes what is left and ends the connection.
 
         :param linger: seconds that this may take; 0: at once.
         """
-        if self.carrier is not None and self.carrier.c != NULL:
-            carrier_finish(self.carrier.c, &self.l, platform_now() + <int64_t>(linger * 1e9) if linger > 0 else 0)
+        cdef Carrier carrier
+        with cython.critical_section(self):
+            carrier = self.carrier
+        if carrier is not None:
+            carrier.finish(self, platform_now() + <int64_t>(linger * 1e9) if linger > 0 else 0)
 
     @property
     def is_idle(self):
@@ -225,8 +263,7 @@ One end of a connection to a peer across a network. See wire.h.
 
     def used_arena(self):
         """The arena, if a block of it was taken since the last call."""
-        used, self.l.w.arena_used = self.l.w.arena_used, 0
-        return self.arena if used else None
+        return self.arena if exchange_hint(&self.l.w.arena_used, 0) else None
 
     @property
     def bytes(self):
