@@ -157,6 +157,7 @@ class Crew:
         self._arena: Arena | None = None
         self._is_closing = False
         self._is_terminating = False
+        self._is_killing = False
         self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
@@ -734,13 +735,17 @@ class Crew:
         else:
             self._finish()
 
-    def terminate(self) -> None:
-        """Ends all workers, whatever they do. Tasks that are not done fail (``Terminated``)."""
+    def terminate(self, *, kill: bool = False) -> None:
+        """Ends all workers, whatever they do. Tasks that are not done fail (``Terminated``).
+
+        :param kill: without a chance for them to handle a signal; otherwise they have a second for that.
+        """
         if os.getpid() != self._pid:
             return
         with self._lock:
             if self._over.is_set():
                 return
+            self._is_killing |= kill
             self._is_closing = self._is_terminating = True
             is_running = self._thread is not None
         if is_running:
@@ -813,7 +818,7 @@ class Crew:
                 if self._is_hurried and not is_hurried:
                     is_hurried, began = True, time.monotonic()
                     self._terminate_if_hurried(hands)
-                if time.monotonic() - began >= (_TERM_SECONDS if is_hurried else _JOIN_SECONDS):
+                if self._is_killing or time.monotonic() - began >= (_TERM_SECONDS if is_hurried else _JOIN_SECONDS):
                     hand.process.kill()
             hand.reap()
         # When they are terminated, only now: what they held in shared memory then goes with it.
@@ -831,7 +836,7 @@ class Crew:
     def _terminate_if_hurried(self, hands: list[Hand]) -> None:
         if self._is_hurried:
             for hand in hands:
-                hand.process.terminate()
+                hand.process.kill() if self._is_killing else hand.process.terminate()
 
     # --- counters ---
 

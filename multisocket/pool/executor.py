@@ -249,11 +249,18 @@ class Executor(BaseExecutor):
             self._crew.join()
 
     def terminate_workers(self) -> None:
-        """Ends the workers at once. What is not done fails (``Terminated``)."""
+        """Ends the workers at once, by SIGTERM; those that have not ended a second later, by SIGKILL.
+
+        What is not done fails (``Terminated``), and no more tasks are taken. Like ``kill_workers``, it is there on all
+        versions of Python, and waits until the workers have ended.
+        """
         self._crew.terminate()
         self._crew.join()
 
-    kill_workers = terminate_workers
+    def kill_workers(self) -> None:
+        """Ends the workers at once, by SIGKILL: they cannot clean up. See :meth:`terminate_workers`."""
+        self._crew.terminate(kill=True)
+        self._crew.join()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -36,7 +36,7 @@ import pytest
 from conftest import DEADLINE, START_METHODS, Processes, children, names_in_shm, wait_until
 from multisocket import names
 from multisocket.background import background
-from multisocket.pool import Executor, InitializerFailed, Pool, WorkerDied
+from multisocket.pool import Executor, InitializerFailed, Pool, Terminated, WorkerDied
 
 methods = pytest.mark.parametrize("method", START_METHODS)
 
@@ -47,6 +47,19 @@ LEFT_OUT = {
     "ProcessPoolExecutorTest.test_saturation": "its tasks cannot be pickled, but workers start: see test_saturation",
     "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context": "ours needs no other start method",
     "ProcessPoolExecutorTest.test_python_finalization_error": "replaces what starts CPython's threads",
+    "ProcessPoolExecutorTest.test_broken_process_pool_traceback": "waits for ever for tasks of workers that live on",
+    "ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly": (
+        "looks into a traceback for what WorkerDied says itself: see test_killed_child_fails_only_its_task"
+    ),
+    "ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592": (
+        "expects errors where ours gives results: see test_dropped_executor_does_all_it_was_given"
+    ),
+    "ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967": "likewise",
+    "ProcessPoolExecutorTest.test_force_shutdown_during_max_tasks_worker_exit": "sets a private attribute",
+    "ProcessPoolExecutorTest.test_failed_worker_replacement_breaks_pool": "replaces what starts CPython's processes",
+    "ProcessPoolExecutorTest.test_terminate_workers": "replaces a private method: see test_terminating_and_killing",
+    "ProcessPoolExecutorTest.test_kill_workers": "likewise",
+    "ProcessPoolExecutorTest.test_force_shutdown_workers_invalid_op": "calls that private method",
     "ProcessPoolShutdownTest.test_processes_terminate": "as test_saturation: see test_processes_terminate",
     "ProcessPoolShutdownTest.test_hang_gh83386": "skips processes, as these hang: see test_exit_with_running_futures",
     "ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full": "replaces CPython's wake-up pipe",
@@ -284,7 +297,10 @@ def _make_executor_tests() -> None:
         shutdown.ProcessPoolShutdownTest: {"replaced": (*replaced, shell)},
         _futures_tests("test_wait").WaitTests: {},  # type: ignore[union-attr]
         _futures_tests("test_as_completed").AsCompletedTests: {},  # type: ignore[union-attr]
-        _futures_tests("test_deadlock").ExecutorDeadlockTest: {"_check_crash": _check_crash},  # type: ignore[union-attr]
+        _futures_tests("test_deadlock").ExecutorDeadlockTest: {  # type: ignore[union-attr]
+            "_check_crash": _check_crash,
+            "_check_error": _check_crash,  # its name from Python 3.14 on
+        },
         _futures_tests("test_init").InitializerMixin: {},  # type: ignore[union-attr]
         # CPython logs in the worker; ours tells it where the task is waited for, see test_failing_initializer.
         _futures_tests("test_init").FailingInitializerMixin: {  # type: ignore[union-attr]
@@ -350,6 +366,61 @@ def test_processes_terminate(method: str) -> None:
     assert len(workers) == 3
     executor.shutdown()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
+
+
+def _wait_for_signal(folder: str) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    Path(folder, "ready").touch()
+    time.sleep(DEADLINE)
+
+
+@methods
+@pytest.mark.parametrize(("end", "code"), [("terminate_workers", 7), ("kill_workers", -signal.SIGKILL)])
+def test_terminating_and_killing(method: str, end: str, code: int, tmp_path: Path) -> None:
+    """Those who are terminated may handle the signal."""
+    executor = _executor(method, 1)
+    running = executor.submit(_wait_for_signal, str(tmp_path))
+    waiting = executor.submit(abs, -1)
+    wait_until((tmp_path / "ready").exists, "it runs")
+    (worker,) = executor.workers
+    getattr(executor, end)()
+    assert worker.exitcode == code
+    for future in (running, waiting):
+        with pytest.raises(Terminated):
+            future.result(DEADLINE)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, -1)
+    getattr(executor, end)()  # twice is no error
+
+
+@pytest.mark.parametrize("end", ["terminate_workers", "kill_workers"])
+def test_terminating_before_the_first_task(end: str) -> None:
+    executor = _executor("fork", 1)
+    getattr(executor, end)()
+    assert not executor.workers
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, -1)
+
+
+def _wait_and_give(folder: str, number: int) -> int:
+    Path(folder, "ready").touch()
+    wait_until(Path(folder, "go").exists, "it may go on")
+    return number
+
+
+@methods
+@pytest.mark.parametrize("is_shut_down", [True, False])
+def test_dropped_executor_does_all_it_was_given(method: str, is_shut_down: bool, tmp_path: Path) -> None:
+    """Also where a worker that has done its number of tasks must be replaced."""
+    executor = _executor(method, 1, max_tasks_per_child=1)
+    running = [executor.submit(_wait_and_give, str(tmp_path), i) for i in range(3)]
+    wait_until((tmp_path / "ready").exists, "the first one runs")
+    if is_shut_down:
+        executor.shutdown(wait=False)
+    del executor
+    gc.collect()
+    (tmp_path / "go").touch()
+    assert [future.result(DEADLINE) for future in running] == [0, 1, 2]
 
 
 def test_max_tasks_with_fork() -> None:
