@@ -27,6 +27,7 @@ from .errors import (
     RemoteError,
     Timeout,
 )
+from .exports import publish
 from .message import Message
 from .names import clean
 from .shm import Loan
@@ -56,3 +57,5 @@ __all__ = [
     "Timeout",
     "clean",
 ]
+
+publish(__name__, __all__, globals())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..exports import publish
 from .bus import Bus
 from .pair import Pair
 from .pipeline import Pull, Push
@@ -16,3 +17,5 @@ __all__ = [
     "Bus", "ByteStream", "Pair", "Pub", "Pull", "Push", "Rep", "Req", "Request", "Respondent", "Socket", "Stream",
     "Sub", "Surveyor", "Switch", "switch",
 ]  # fmt: skip
+
+publish(__name__, __all__, globals())

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from ..exports import publish
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .executor import Executor
 from .pipeline import Pipeline, Run
 from .pool import Pool
+from .results import AsyncResult, IMapIterator, MapResult
 from .stage import Stage, StageError, StageStats
 
 __all__ = [
+    "AsyncResult",
     "Executor",
+    "IMapIterator",
     "InitializerFailed",
+    "MapResult",
     "Pipeline",
     "Pool",
     "Run",
@@ -22,3 +27,5 @@ __all__ = [
     "Terminated",
     "WorkerDied",
 ]
+
+publish(__name__, __all__, globals())

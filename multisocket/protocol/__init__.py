@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..exports import publish
 from .bus import Bus
 from .forward import Forwarding, forward_in, forward_out
 from .pair import Pair
@@ -16,3 +17,5 @@ __all__ = [
     "Bus", "ByteStream", "Forwarding", "Pair", "Pub", "Publication", "Pull", "Push", "Rep", "Req", "Request",
     "Respondent", "Stream", "Sub", "Subscriber", "Surveyor", "Switch", "forward_in", "forward_out", "switch",
 ]  # fmt: skip
+
+publish(__name__, __all__, globals())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..address import Address
 from ..errors import BadTransport
+from ..exports import publish
 from ..options import Option
 from .interface import Connection, Listening, Transport
 
@@ -91,3 +92,5 @@ _known["ipc"] = ipc.Ipc()
 register("tcp", tcp.Tcp())
 
 __all__ = ["Connection", "Listening", "Transport", "find", "register"]
+
+publish(__name__, __all__, globals())

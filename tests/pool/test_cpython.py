@@ -614,7 +614,7 @@ def test_pool_cannot_be_sent() -> None:
 
 def test_repr_tells_the_state() -> None:
     pool = Pool(2)
-    assert repr(pool) == "<multisocket.pool.pool.Pool state=RUN pool_size=2>"
+    assert repr(pool) == "<multisocket.pool.Pool state=RUN pool_size=2>"
     pool.close()
     assert "state=CLOSE" in repr(pool)
     pool.terminate()
