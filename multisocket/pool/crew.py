@@ -38,6 +38,8 @@ from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .forms import AWAKE, BATCH, IN_PARTS, KEPT, LENGTH, NOT_READY, OUTCOME, PART, UNKNOWN
 from .functions import Function, Functions
 from .hand import Hand, how_ended, start
+from .main_module import main_for_workers
+from .processes import AfterMain, imports_main_itself, is_importing_main
 from .tasks import Source, Task, by_value, described
 from .worker import work
 
@@ -62,6 +64,11 @@ _MOST_STARTS = 40
 _START_LATE = 5.0
 # Workers that end before they are ready, one after the other, until it is reported: this many, and two more for each.
 _STILLBORN = 6
+
+UNGUARDED = (
+    "a worker that imports the main module would make workers of its own: put what makes them under"
+    ' if __name__ == "__main__":'
+)
 
 # Even SystemExit: others' callbacks must not end the pool.
 _CALLBACK = "a callback of a pool's task raised an error"
@@ -98,6 +105,8 @@ class Crew:
     :param finishes_at_exit: at the interpreter's exit, what there is to do is done; otherwise workers end at once.
     :param batch: tasks that are given out together; None: as many as are short.
     :param keeps_payloads: who gives tasks wants their payloads unchanged afterwards.
+    :param needs_main: workers have the main module, where that can be.
+    :raises RuntimeError: a worker of another one is just importing the main module.
     """
 
     def __init__(
@@ -113,9 +122,14 @@ class Crew:
         finishes_at_exit: bool = False,
         batch: int | None = None,
         keeps_payloads: bool = False,
+        needs_main: bool = True,
     ) -> None:
+        if is_importing_main():
+            raise RuntimeError(UNGUARDED)
         self.processes = processes
-        self.functions = Functions()
+        self._main = main_for_workers() if needs_main and imports_main_itself(context) else {}
+        self._has_main = bool(self._main) or not imports_main_itself(context)
+        self.functions = Functions(has_main=self._has_main)
         self.retries = retries
         self.finishes_at_exit = finishes_at_exit
         self._batch = None if batch is None else min(batch, _MOST_IN_A_BATCH)
@@ -385,8 +399,10 @@ class Crew:
     def _start_worker(self, slot: int) -> None:
         self._board.clear(slot)
         guard = names.guard_path()
-        args = (self._work, self._board.name, slot, guard, self._initializer, self._initargs, self._max_tasks)
-        hand = self._hands[slot] = start(self._context, work, args, f"multisocket-worker-{slot}")
+        initializer = AfterMain((self._initializer, self._initargs), has_main=self._has_main)
+        args = (self._work, self._board.name, slot, guard, self._main, initializer, self._max_tasks)
+        name = f"multisocket-worker-{slot}"
+        hand = self._hands[slot] = start(self._context, work, args, name, self._main)
         watcher = background()
         watcher.call(lambda: watcher.watch(hand.sentinel, lambda: self._ended(slot, hand)))
 
@@ -898,6 +914,8 @@ def _opened_error(flags: int, content: parcel.Content) -> BaseException:
 
 
 def _initializer_raised(error: BaseException) -> InitializerFailed:
+    if isinstance(error, InitializerFailed):
+        return error
     failed = InitializerFailed(f"the initializer of a worker raised {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed

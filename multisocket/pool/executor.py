@@ -107,9 +107,12 @@ class Executor(BaseExecutor):
             retries=retries,
             task_timeout=task_timeout,
             finishes_at_exit=True,
+            needs_main=self._needs_main,
         )
         self._finalizer = weakref.finalize(self, self._crew.close)
         self._finalizer.atexit = False
+
+    _needs_main = True
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Calls a function in a worker.

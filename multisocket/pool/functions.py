@@ -61,9 +61,13 @@ class Function:
 
 
 class Functions:
-    """The functions that a boss has given to workers lately."""
+    """The functions that a boss has given to workers lately.
 
-    def __init__(self) -> None:
+    :param has_main: whether workers have the main module.
+    """
+
+    def __init__(self, *, has_main: bool = True) -> None:
+        self._has_main = has_main
         # Named functions, as long as they live: for these alone it is certain that nothing in them changes.
         self._named: weakref.WeakKeyDictionary[Any, tuple[Any, weakref.ref[Function]]] = weakref.WeakKeyDictionary()
         self._by_blob: OrderedDict[tuple[bytes, bool], Function] = OrderedDict()
@@ -81,9 +85,14 @@ class Functions:
             found = known[1]()
             if found is not None:
                 return found
-        found = self._remember(_named(function), function)
+        found = self._found(function)
         self._named[function] = code, weakref.ref(found)
         return found
+
+    def _found(self, function: Any) -> Function:
+        if not self._has_main and function.__module__ == "__main__" and parcel.can_pack_by_value():
+            return self._remember(_BY_NAME + _dumps_by_value(function), function, is_by_value=True)
+        return self._remember(_named(function), function)
 
     def by_value(self, function: Function) -> Function:
         """The same, to be loaded where its name is not known.
@@ -184,6 +193,9 @@ def _fingerprint_of_values(values: Any) -> bytes:
 
 # --- in workers ---
 
+WITHOUT_MAIN = 'make the pool after it and under if __name__ == "__main__":, or install cloudpickle'
+"""What to do about a name that a worker does not know."""
+
 
 class UnknownFunction(Exception):
     """It has no such name here, or what has it is another one."""
@@ -231,7 +243,7 @@ def _loads(blob: bytes) -> Callable[..., Any]:
             return pickle.loads(memoryview(blob)[1:])  # type: ignore[no-any-return]
         found = pickle.loads(memoryview(blob)[1 + _DIGEST :])
     except (AttributeError, ImportError) as error:
-        raise UnknownFunction(f"{error}: make the pool after it, or install cloudpickle to have it sent") from error
+        raise UnknownFunction(f"{error}: {WITHOUT_MAIN}") from error
     if type(found) is not FunctionType or _fingerprint(found) != blob[1 : 1 + _DIGEST]:
         raise UnknownFunction(
             f"{name_of(found)} of __main__ has changed since the workers were started: make a new pool, or install"

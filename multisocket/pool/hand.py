@@ -8,10 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from .processes import Main, ensure_fork_server, process_class
 
 
 class _Sentinel:
@@ -71,10 +73,10 @@ _processes = threading.Lock()
 
 
 @contextlib.contextmanager
-def _without_interrupts(method: str) -> Iterator[None]:
+def _without_interrupts(method: str, main: Main) -> Iterator[None]:
     """Has a new process begin with SIGINT blocked: workers leave that to the boss, but are not ready for it at once."""
     if method == "forkserver":  # it would pass that on to everybody's processes
-        forkserver.ensure_running()
+        ensure_fork_server(main)
         yield
         return
     if method == "spawn":
@@ -86,14 +88,15 @@ def _without_interrupts(method: str) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start(context: Any, target: Any, args: tuple[Any, ...], name: str) -> Hand:
+def start(context: Any, target: Any, args: tuple[Any, ...], name: str, main: Main) -> Hand:
     """Starts a worker.
 
     :param context: of ``multiprocessing``.
+    :param main: how workers import the main module: see ``main_module.py``.
     :raises OSError: processes or memory are short.
     """
-    process = context.Process(target=target, args=args, name=name, daemon=False)
-    with _processes, _without_interrupts(context.get_start_method()):
+    process = process_class(context)(target=target, args=args, name=name, daemon=False)
+    with _processes, _without_interrupts(context.get_start_method(), main):
         process.start()
     return Hand(process)
 

@@ -130,6 +130,10 @@ class _Kept:
         executor.shutdown(wait=False)
 
 
+class _Workers(Executor):
+    _needs_main = False  # what is in it goes by value
+
+
 def _is_well(executor: Executor) -> bool:
     return not executor._crew.is_closing and executor._crew.broken is None
 
@@ -237,7 +241,7 @@ class Backend(ParallelBackendBase):  # type: ignore[misc]
         # What is set already is told as well: a fork server has the environment of the time when it was started.
         is_set = {} if self.inner_max_num_threads else {n: os.environ[n] for n in environment if n in os.environ}
         nested, _ = self.get_nested_backend()
-        return Executor(
+        return _Workers(
             number,
             context,
             initializer=prepare,

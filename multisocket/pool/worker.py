@@ -21,6 +21,7 @@ from .. import shm
 from ..errors import Closed, Error, OutOfSharedMemory
 from ..socket import Socket
 from . import parcel
+from .errors import InitializerFailed
 from .forms import (
     BATCH,
     CALL,
@@ -40,7 +41,8 @@ from .forms import (
     UNKNOWN,
     UNSENDABLE,
 )
-from .functions import Loaded, UnknownFunction
+from .functions import WITHOUT_MAIN, Loaded, UnknownFunction
+from .processes import Later, Main, import_main
 
 PARTS_AHEAD = 64
 """Values of a generator that may be on their way."""
@@ -68,8 +70,8 @@ def work(
     board_name: str,
     slot: int,
     guard: str,
-    initializer: Callable[..., object] | None,
-    initargs: tuple[Any, ...],
+    main: Main,
+    initializer: Later,
     max_tasks: int | None,
 ) -> None:
     """The whole life of a worker.
@@ -78,16 +80,17 @@ def work(
     :param board_name: of the board where it claims them.
     :param slot: its own there.
     :param guard: path of a file that the boss's process keeps locked while it lives.
+    :param main: how it imports the main module.
+    :param initializer: that it calls first, or None, and with what.
     :param max_tasks: after so many it ends; None: never.
     """
-    _leave_signals_to_boss()
     try:
         shm.end_with(guard)
         board = shm.Board.open(board_name)
     except OSError:  # the boss has ended already
         return
     with contextlib.suppress(Closed):
-        if _initialized(sock, slot, initializer, initargs):
+        if _initialized(sock, slot, main, initializer):
             board.ready(slot)
             Worker(sock, board, slot).run(max_tasks)
 
@@ -102,17 +105,38 @@ def _leave_signals_to_boss() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _initialized(sock: Socket, slot: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bool:
-    if initializer is None:
-        return True
+def _initialized(sock: Socket, slot: int, main: Main, later: Later) -> bool:
     try:
-        initializer(*initargs)
+        _import_main(main)
+        _leave_signals_to_boss()
+        initializer, initargs = _opened(later)
+        if initializer is not None:
+            initializer(*initargs)
     except BaseException as error:
         packed = _surely_packed(error)
         flags = 0 if isinstance(packed, bytes) else IN_PARTS
         _send_surely(sock, OUTCOME.pack(0, 0, NOT_READY, flags, 0, slot), packed)
         return False
     return True
+
+
+def _import_main(main: Main) -> None:
+    if not main:
+        return
+    try:
+        import_main(main)
+    except BaseException as error:
+        path = main.get("init_main_from_path") or main["init_main_from_name"]
+        raise InitializerFailed(
+            f"workers cannot import the main module ({path}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _opened(later: Later) -> tuple[Callable[..., object] | None, tuple[Any, ...]]:
+    try:
+        return later.open()  # type: ignore[no-any-return]
+    except AttributeError as error:
+        raise InitializerFailed(f"workers do not know their initializer: {error}: {WITHOUT_MAIN}") from error
 
 
 class Worker:
@@ -155,6 +179,8 @@ class Worker:
             function = self._functions.get(blob)
             argument = parcel.unpack(content, at, in_parts)
         except (UnknownFunction, AttributeError, ImportError) as error:
+            if hasattr(error, "add_note") and "__main__" in str(error) and not isinstance(error, UnknownFunction):
+                error.add_note(f"a worker has no such name: {WITHOUT_MAIN}")
             return self._send(UNKNOWN, _surely_packed(error))
         except BaseException as error:
             return self._fail(error)

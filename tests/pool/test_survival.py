@@ -249,27 +249,6 @@ def test_an_initializer_that_kills_its_worker_is_told(make_pool: Make, method: s
     wait_until(lambda: isinstance(pool._crew.broken, InitializerFailed), "it is given up")
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_main_module_that_cannot_be_imported_is_told(run_script: Make, method: str) -> None:
-    script = run_script(
-        """
-        import multiprocessing, sys
-        from multisocket.pool import Executor, InitializerFailed
-        if __name__ != "__main__":
-            raise RuntimeError("only as a script")
-        executor = Executor(2, multiprocessing.get_context(sys.argv[1]))
-        try:
-            executor.submit(len, "abc").result(30)
-        except InitializerFailed as error:
-            print(error)
-        """,
-        method,
-    )
-    code, out, errors = script.end()
-    assert code == 0
-    assert "ended before they were ready; the last one ended with exit code 1" in out, errors
-
-
 def test_what_cannot_be_given_to_a_worker_is_told_at_once() -> None:
     with pytest.raises(TypeError, match="cannot be pickled"):
         Pool(1, initializer=square, initargs=(Unpicklable(),), context=multiprocessing.get_context("spawn"))
