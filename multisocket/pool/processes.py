@@ -13,9 +13,8 @@ import os
 import pickle
 import sys
 from collections import ChainMap
-from multiprocessing import context as contexts
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix, process, spawn
-from multiprocessing.context import BaseContext
+from multiprocessing.context import BaseContext, ForkProcess, ForkServerProcess, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from types import FunctionType
 from typing import Any, Union
@@ -70,28 +69,28 @@ class _ForkServerPopen(popen_forkserver.Popen):
     _launch = _with(popen_forkserver.Popen._launch, spawn=_spawn_names)  # type: ignore[attr-defined]
 
 
-class _Forked(contexts.ForkProcess):
+class _Forked(ForkProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
         return _ForkPopen(process_obj)
 
 
-class _Spawned(contexts.SpawnProcess):
+class _Spawned(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
         return _SpawnPopen(process_obj)
 
 
-class _ForkServed(contexts.ForkServerProcess):
+class _ForkServed(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
         return _ForkServerPopen(process_obj)
 
 
 _OURS: dict[Any, Any] = {
-    contexts.ForkProcess: _Forked,
-    contexts.SpawnProcess: _Spawned,
-    contexts.ForkServerProcess: _ForkServed,
+    ForkProcess: _Forked,
+    SpawnProcess: _Spawned,
+    ForkServerProcess: _ForkServed,
 }
 
 
