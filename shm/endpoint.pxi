@@ -414,6 +414,9 @@ cdef class Endpoint:
         arena = self.open_peers().known.get((segment.seg.id.family, segment.seg.id.number))
         if arena is None:
             arena = Arena.obtain(segment.name, self.arena_limit)
+            if segment_is_closed(&segment.seg):  # and who has closed it may have looked for the arena before
+                arena.close()
+                raise self.closed_error()
             self.remember_arena(segment, segment.seg.id, arena)
         return arena
 
