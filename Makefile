@@ -6,6 +6,8 @@ ifeq ($(origin PYTHON),undefined)
   PYTHON := $(or $(shell for name in python3 python3.15 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
     $$name -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$name && break; done),python3)
   VENV ?= .venv
+else
+  GIVEN := $(PYTHON)
 endif
 # As in names of wheels: 3.14, or 3.14t for the free-threaded build.
 VERSION := $(shell '$(PYTHON)' -c 'import sys, sysconfig; print("%d.%d%s" % (sys.version_info[0], sys.version_info[1], \
@@ -51,6 +53,10 @@ bench: $(INSTALLED) $(TOOLS)-bench shm
 	$(BIN)/python -m bench $(ARGS)
 
 build: $(INSTALLED)
+
+# All that a new user does, on a bare Debian in a folder: SUITE=trixie, or another, with PYTHON=python3.15, or its python3.
+fresh:
+	@SUITE='$(or $(SUITE),trixie)' PYTHON='$(GIVEN)' .ci/fresh
 
 # dist/ gets the source distribution, and from it a wheel for this interpreter that others of this architecture can use, too.
 wheel: $(TOOLS)-wheel
