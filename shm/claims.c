@@ -3,7 +3,7 @@
 #include <string.h>
 
 #define CLAIMS_MAGIC 0x6d73636cu /* "mscl" */
-#define CLAIMS_LAYOUT 1u
+#define CLAIMS_LAYOUT 2u
 
 static inline uint64_t span(uint32_t number, uint32_t next, uint32_t end)
 {
@@ -103,12 +103,13 @@ void claims_take(claims *c, uint32_t slot, ring_reader *reader, const record *re
 static void end_task(claim *mine, int64_t now)
 {
     int64_t began = atomic_load_explicit(&mine->began, memory_order_relaxed);
+    int64_t loaded = atomic_load_explicit(&mine->loaded, memory_order_relaxed);
     if (!began)
         return;
     uint64_t busy = (uint64_t)atomic_load_explicit(&mine->busy, memory_order_relaxed);
     uint64_t done = atomic_load_explicit(&mine->done, memory_order_relaxed);
     /* Unsigned: garbage may stand there, and must not be able to overflow. */
-    busy += (uint64_t)now - (uint64_t)began;
+    busy += (uint64_t)now - (uint64_t)(loaded ? loaded : now);
     atomic_store_explicit(&mine->busy, (int64_t)busy, memory_order_relaxed);
     atomic_store_explicit(&mine->done, done + 1, memory_order_relaxed);
     CRASH_POINT("begin: the last one is counted, but not over");
@@ -139,9 +140,15 @@ int claims_begin(claims *c, uint32_t slot)
     }
     atomic_store_explicit(&mine->sent, 0, memory_order_relaxed);
     atomic_store_explicit(&mine->allowed, 0, memory_order_relaxed);
+    atomic_store_explicit(&mine->loaded, 0, memory_order_relaxed);
     atomic_store_explicit(&mine->began, now, memory_order_release);
     CRASH_POINT("begin: noted as running");
     return (int)next_of(seen);
+}
+
+void claims_loaded(claims *c, uint32_t slot)
+{
+    atomic_store_explicit(&c->claims[slot].loaded, platform_now(), memory_order_release);
 }
 
 void claims_sent(claims *c, uint32_t slot)
@@ -164,6 +171,7 @@ void claims_clear(claims *c, uint32_t slot)
     atomic_store_explicit(&its->state, CLAIM_FREE, memory_order_relaxed);
     atomic_store_explicit(&its->count, 0, memory_order_relaxed);
     atomic_store_explicit(&its->began, 0, memory_order_relaxed);
+    atomic_store_explicit(&its->loaded, 0, memory_order_relaxed);
     atomic_store_explicit(&its->ready, 0, memory_order_relaxed);
     atomic_store_explicit(&its->stop, 0, memory_order_relaxed);
     atomic_store_explicit(&its->sent, 0, memory_order_relaxed);
@@ -178,16 +186,19 @@ claim_view claims_view(const claims *c, uint32_t slot)
     const claim *its = &c->claims[slot];
     uint64_t seen, again = atomic_load_explicit(&its->span, memory_order_acquire);
     uint32_t state;
-    int64_t began;
+    int64_t began, loaded;
     do {
         seen = again;
         state = atomic_load_explicit(&its->state, memory_order_acquire);
         began = atomic_load_explicit(&its->began, memory_order_acquire);
+        loaded = atomic_load_explicit(&its->loaded, memory_order_acquire);
         again = atomic_load_explicit(&its->span, memory_order_acquire);
     } while (again != seen);
     if (state != CLAIM_TAKEN)
         return (claim_view){0};
-    return (claim_view){.number = number_of(seen), .next = next_of(seen), .end = end_of(seen), .began = began};
+    return (claim_view){
+        .number = number_of(seen), .next = next_of(seen), .end = end_of(seen), .began = began,
+        .loaded = began ? loaded : 0};
 }
 
 bool claims_recall(claims *c, uint32_t slot, uint32_t number, uint32_t *from, uint32_t *to)

@@ -16,6 +16,7 @@
  *                                              recalls the tasks that have not begun): both by compare-and-swap, so
  *                                              each task is begun by the worker or recalled, never both
  *   began   when the running task began, 0: none runs. The worker's. Its result is sent before this changes.
+ *   loaded  when its function and arguments were there, and its own time began; 0: not yet. The worker's.
  *   state   the worker's, under the consumers' lock; back to FREE, without it, when the batch is done
  *   stop    the boss's: the worker must not begin another task
  *   done, busy   the worker's: tasks, and nanoseconds that they took
@@ -45,6 +46,7 @@ typedef struct {
     _Atomic int64_t busy;
     _Atomic uint32_t sent;
     _Atomic uint32_t allowed;
+    _Atomic int64_t loaded;
 } claim;
 
 typedef struct {
@@ -76,6 +78,8 @@ void claims_take(claims *c, uint32_t slot, ring_reader *reader, const record *re
 enum { CLAIM_NO_MORE = -1, CLAIM_STOPPED = -2 };
 /* The running task, if any, is done; begins the next of the batch: its index, or that there is none. */
 int claims_begin(claims *c, uint32_t slot);
+/* The function and the arguments of the running task are there: what it takes counts from now on. */
+void claims_loaded(claims *c, uint32_t slot);
 /* A task whose outcome has many parts: whether it may send one more, being less than `ahead` parts before the boss. */
 static inline bool claims_may_send(const claims *c, uint32_t slot, uint32_t ahead)
 {
@@ -99,6 +103,7 @@ typedef struct {
     uint32_t next; /* behind the last task whose turn it was; when none runs, that may not have begun */
     uint32_t end; /* behind the last task that is its */
     int64_t began; /* of task next - 1, when that runs; otherwise 0 */
+    int64_t loaded; /* the same, of its own time; 0: its function and arguments are not there yet */
 } claim_view;
 
 /* What a worker has, at one instant. Of one that is dead it is exact after claims_settle. */

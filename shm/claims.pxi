@@ -136,16 +136,21 @@ cdef class Board(_Mapping):
         self.check(slot)
         return claims_begin(&self.c, slot)
 
+    def loaded(self, uint32_t slot):
+        """The function and the arguments of the running task are there: its own time begins."""
+        self.check(slot)
+        claims_loaded(&self.c, slot)
+
     def outcome_head(self, uint32_t slot, uint8_t kind, uint8_t flags):
         """What a message about the running task begins with: number of the batch (u32 little-endian, like all), index
-        (u16), kind, flags, microseconds since the task began (u32), slot (u32)."""
+        (u16), kind, flags, microseconds of its own time (u32), slot (u32)."""
         cdef uint8_t head[16]
         cdef claim_view seen
         cdef uint32_t took
         cdef uint16_t index
         self.check(slot)
         seen = claims_view_of(&self.c, slot)
-        took = <uint32_t>min(max((platform_now() - seen.began) // 1000, 0), 0xFFFFFFFF)
+        took = <uint32_t>min(max((platform_now() - seen.loaded) // 1000, 0), 0xFFFFFFFF) if seen.loaded else 0
         index = <uint16_t>(seen.next - 1)
         memcpy(head, &seen.number, 4)
         memcpy(head + 4, &index, 2)
@@ -196,10 +201,11 @@ cdef class Board(_Mapping):
 
     def view(self, uint32_t slot):
         """What its worker has, now: number of the batch (0: none), the first task that it has not begun, the one
-        behind its last, and when the task before the first began (nanoseconds, monotonic; 0: it does not run)."""
+        behind its last, when the task before the first began (nanoseconds, monotonic; 0: it does not run), and when
+        its own time began (0: its function and arguments are not there yet)."""
         self.check(slot)
         cdef claim_view seen = claims_view_of(&self.c, slot)
-        return seen.number, seen.next, seen.end, seen.began
+        return seen.number, seen.next, seen.end, seen.began, seen.loaded
 
     def settle(self, Endpoint sock not None):
         """Decides what a worker that was killed while it took a batch has left open."""

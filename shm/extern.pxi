@@ -136,12 +136,13 @@ cdef extern from "claims.h" nogil:
         uint32_t slots
     ctypedef struct claim_view:
         uint32_t number, next, end
-        int64_t began
+        int64_t began, loaded
     uint64_t claims_size(uint32_t slots)
     void claims_init(void *base, uint32_t slots)
     int claims_attach(claims *c, void *base, uint64_t size)
     void claims_take(claims *c, uint32_t slot, ring_reader *reader, const record *rec, uint32_t number, uint32_t tasks)
     int claims_begin(claims *c, uint32_t slot)
+    void claims_loaded(claims *c, uint32_t slot)
     bint claims_may_send(const claims *c, uint32_t slot, uint32_t ahead)
     void claims_sent(claims *c, uint32_t slot)
     void claims_allow(claims *c, uint32_t slot, uint32_t parts)

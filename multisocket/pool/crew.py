@@ -48,6 +48,10 @@ log = logging.getLogger("multisocket")
 BATCH_SECONDS = 0.001
 """How long a batch of tasks shall take: then giving out batches costs next to nothing, and none holds up others."""
 
+LOADING_SECONDS = 60.0
+"""How long a task's function and arguments may take to load (imports, above all) where there is a task_timeout, which
+does not count that. If task_timeout is longer, as long."""
+
 _MOST_TASKS = 256
 _MOST_IN_A_BATCH = 0xFFFF
 _GATHER = 256
@@ -101,7 +105,7 @@ class Crew:
     :param initializer: called with ``initargs`` in each worker first.
     :param max_tasks: after so many a worker is replaced; None: never.
     :param retries: how often a task is done again whose worker died.
-    :param task_timeout: seconds after which the worker of a task is killed; None: never.
+    :param task_timeout: seconds of its own time after which the worker of a task is killed; None: never.
     :param finishes_at_exit: at the interpreter's exit, what there is to do is done; otherwise workers end at once.
     :param batch: tasks that are given out together; None: as many as are short.
     :param keeps_payloads: who gives tasks wants their payloads unchanged afterwards.
@@ -500,7 +504,7 @@ class Crew:
             self._forget(number)
         self._done += 1
         self._busy += took
-        if not batch.left & 7:  # a part of them tells enough
+        if not batch.left & 7 and what != UNKNOWN:  # a part of them tells enough
             _learn(task.function, took)
         if what == UNKNOWN and not task.function.is_by_value:
             self._do_by_value(task, flags, content)
@@ -547,7 +551,7 @@ class Crew:
     def running(self, slot: int) -> Task | None:
         """What a worker does now; None: nothing, or it is already done."""
         with self._lock:
-            number, following, _, began = self._board.view(slot)
+            number, following, _, began, _ = self._board.view(slot)
             batch = self._batches.get(number)
             return batch.tasks[following - 1] if batch is not None and following and began else None
 
@@ -555,7 +559,7 @@ class Crew:
         """Kills a worker, if this is what it does: that fails (``WorkerDied``), and another takes its place."""
         with self._lock:
             hand = self._hands.get(slot)
-            number, following, _, _ = self._board.view(slot)
+            number, following, *_ = self._board.view(slot)
             if hand is None or self.running(slot) is not task:
                 return False
             if not self._board.condemn(slot, number, following - 1):
@@ -573,16 +577,18 @@ class Crew:
         if all(number for number, *_ in views.values()):
             return
         now = time.monotonic()
-        for slot, (number, following, end, began) in views.items():
+        for slot, (number, following, end, began, loaded) in views.items():
             if end > following and began and now - began / 1e9 >= _RECALL_AFTER:
-                self._recall(slot, number, now - began / 1e9)
+                self._recall(slot, number, now - loaded / 1e9 if loaded else None)
 
-    def _recall(self, slot: int, number: int, seconds: float) -> None:
+    def _recall(self, slot: int, number: int, seconds: float | None) -> None:
+        """seconds: that its running task has taken by now; None: it has not really begun."""
         batch = self._batches.get(number)
         found = self._board.recall(slot, number) if batch is not None else None
         if batch is None or found is None:
             return
-        _learn_at_least(batch.function, seconds)
+        if seconds is not None:
+            _learn_at_least(batch.function, seconds)
         recalled = [task for index in range(*found) if (task := batch.drop(index)) is not None]
         self._backlog.extend(recalled)
         if not batch.left:
@@ -590,11 +596,18 @@ class Crew:
 
     def _kill_overdue(self, limit: float) -> None:
         for slot, hand in list(self._hands.items()):
-            number, following, _, began = self._board.view(slot)
-            if not began or hand.overdue or time.monotonic() - began / 1e9 < limit:
+            number, following, _, began, loaded = self._board.view(slot)
+            if not began or hand.overdue is not None:
+                continue
+            allowed = limit if loaded else max(limit, LOADING_SECONDS)
+            if time.monotonic() - (loaded or began) / 1e9 < allowed:
                 continue
             if self._board.condemn(slot, number, following - 1):
-                hand.overdue = (number, following - 1)
+                hand.overdue = (
+                    f"took longer than the {limit} s of task_timeout"
+                    if loaded
+                    else f"was not begun, as loading its function or arguments took longer than {allowed} s"
+                )
                 hand.process.kill()
 
     # --- the dead ---
@@ -672,7 +685,7 @@ class Crew:
 
     def _take_back(self, slot: int) -> tuple[Task | None, list[Task]]:
         """What the dead worker of a slot was doing, and what it had claimed but not begun. With the lock."""
-        number, following, end, began = self._board.view(slot)
+        number, following, end, began, _ = self._board.view(slot)
         batch = self._batches.get(number)
         if batch is None:
             return None, []
@@ -687,9 +700,7 @@ class Crew:
         """A task's worker has died. Without the lock: what describes the task may be anybody's code."""
         how = how_ended(hand.process)
         if hand.overdue is not None:
-            self._failed.append((task, TaskTimeout(
-                f"{described(task)} took longer than the {self._task_timeout} s of task_timeout: its worker was killed"
-            )))  # fmt: skip
+            self._failed.append((task, TaskTimeout(f"{described(task)} {hand.overdue}: its worker was killed")))
             return
         if task.tries < self.retries:
             task.tries += 1

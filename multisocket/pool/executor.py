@@ -72,7 +72,8 @@ class Executor(BaseExecutor):
     :param max_tasks_per_child: tasks after which a worker is replaced; None: never.
     :param retries: how often a task is done again whose worker died.
     :param task_timeout: seconds after which the worker of a task is killed, and the task fails (``TaskTimeout``); None:
-        never. Of :meth:`map` with a chunksize, a task is a chunk.
+        never. Of :meth:`map` with a chunksize, a task is a chunk. The start of a worker does not count, nor does the
+        time in which it imports what the function and its arguments need; for that it has a minute, or as long again.
     :raises ValueError: a number is out of range.
     :raises OutOfSharedMemory: no memory for it.
     """

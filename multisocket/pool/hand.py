@@ -50,8 +50,8 @@ class Hand:
     def __init__(self, process: BaseProcess) -> None:
         self.process = process
         self.sentinel = _Sentinel(process)
-        self.overdue: tuple[int, int] | None = None
-        """The batch and task for which it was killed."""
+        self.overdue: str | None = None
+        """Why it was killed for the time that its task took."""
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether it ends within so many seconds."""

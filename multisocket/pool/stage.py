@@ -45,7 +45,7 @@ class Stage(Generic[In_contra, Out_co, Failed_co]):
         the result would have come. ``"skip"``: it is left out, counted, logged, and kept in ``Run.errors``.
         ``"yield"``: a :class:`StageError` comes out of the pipeline in its place; later stages do not see it.
     :param task_timeout: seconds after which the worker of an item is killed, and the item fails (``TaskTimeout``). Of a
-        generator they include those in which it waits until its values are taken.
+        generator they include those in which it waits until its values are taken. As in a pool, imports do not count.
     :param name: for statistics and errors; None: that of the function.
     :raises BadOption: something is out of range.
 

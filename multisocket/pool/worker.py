@@ -178,6 +178,7 @@ class Worker:
         try:
             function = self._functions.get(blob)
             argument = parcel.unpack(content, at, in_parts)
+            self._board.loaded(self._slot)
         except (UnknownFunction, AttributeError, ImportError) as error:
             if hasattr(error, "add_note") and "__main__" in str(error) and not isinstance(error, UnknownFunction):
                 error.add_note(f"a worker has no such name: {WITHOUT_MAIN}")
