@@ -54,6 +54,10 @@ bench: $(INSTALLED) $(TOOLS)-bench shm
 
 build: $(INSTALLED)
 
+# The tests under every interpreter that is installed, each in an environment of its own.
+matrix:
+	@ARGS='$(ARGS)' .ci/matrix
+
 # All that a new user does, on a bare Debian in a folder: SUITE=trixie, or another, with PYTHON=python3.15, or its python3.
 fresh:
 	@SUITE='$(or $(SUITE),trixie)' PYTHON='$(GIVEN)' .ci/fresh
