@@ -196,9 +196,11 @@ claim_view claims_view(const claims *c, uint32_t slot)
     } while (again != seen);
     if (state != CLAIM_TAKEN)
         return (claim_view){0};
-    return (claim_view){
-        .number = number_of(seen), .next = next_of(seen), .end = end_of(seen), .began = began,
-        .loaded = began ? loaded : 0};
+    return (claim_view){.number = number_of(seen),
+                        .next = next_of(seen),
+                        .end = end_of(seen),
+                        .began = began,
+                        .loaded = began ? loaded : 0};
 }
 
 bool claims_recall(claims *c, uint32_t slot, uint32_t number, uint32_t *from, uint32_t *to)
