@@ -187,6 +187,7 @@ other, and what has none, ``learn`` decides.
         return found
 
 
+@cython.auto_pickle(False)
 cdef class TopicWriter:
     """TopicWriter(sock, waits, hear, find, slow, refused, missed)
 --
