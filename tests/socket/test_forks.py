@@ -144,7 +144,7 @@ def _check(processes: Processes, folder: Path, program: str, text: str) -> None:
     path.write_text(program + "\n".join(lines))
     process = processes.started(
         subprocess.Popen(
-            [sys.executable, "-W", "error" if text in PROGRAMS.values() else "ignore", path, f"ipc://{folder}/s"],
+            [sys.executable, "-W", "always" if text in PROGRAMS.values() else "ignore", path, f"ipc://{folder}/s"],
             stderr=subprocess.PIPE,
             text=True,
         )
