@@ -405,15 +405,17 @@ cdef class Loan:
         cdef message m
         cdef Py_buffer view
         cdef Block block = self.begin(&view)
+        cdef bint is_sent = False
         cdef int sent
         try:
             _describe(&m, send_type, self.socket.ttl, view.buf, view.len)
             _set_paths(&m, b"", path)
             sent = self.socket.deliver_by_type(&m, timeout, block)
+            is_sent = True
         finally:
-            PyBuffer_Release(&view)
-            with cython.critical_section(self):
-                self.is_busy = False
+            with cython.critical_section(self):  # a memoryview counts its users without any lock of its own
+                PyBuffer_Release(&view)
+                self.is_busy = is_sent  # then nobody else begins before it is given back
         self.give_back()
         return sent
 

@@ -637,7 +637,7 @@ cdef class Endpoint:
                 block = self.new_content(segment, &m, 0, 0)
             return self.offer(segment, &m, pipes, block, &sent)
         finally:
-            PyBuffer_Release(&view)
+            _leave_content(msg, &view)
 
     def _send_through(self, uint32_t pipe, content, timeout=_unset, *, int flags=0):
         """Like ``send``, but through this pipe.
@@ -664,7 +664,7 @@ cdef class Endpoint:
             _describe_message(&m, msg, &view)
             return self.deliver_to_all(&m, timeout, msg.held_block(), msg.pipe_id)
         finally:
-            PyBuffer_Release(&view)
+            _leave_content(msg, &view)
 
     cdef int try_pipe(self, Segment segment, const message *given, uint32_t pipe, Block content) except -1:
         """RING_OK, RING_FULL, RING_TOO_LONG, or SEND_NO_PATH when the peer is gone meanwhile."""
@@ -706,7 +706,7 @@ cdef class Endpoint:
             _describe_message(&m, msg, &view)
             self.deliver_by_type(&m, timeout, msg.held_block())
         finally:
-            PyBuffer_Release(&view)
+            _leave_content(msg, &view)
 
     cdef int deliver_by_type(self, message *m, object timeout, Block content) except -1:
         cdef int kind = m.flags & FLAG_SEND_TYPE
@@ -1208,6 +1208,12 @@ cdef int _view_content(Message msg, Py_buffer *view) except -1:
         if content is _released:
             raise BadMessage("the message's content was released: send it before")
         return PyObject_GetBuffer(b"" if content is None else content, view, PyBUF_SIMPLE)
+
+
+cdef int _leave_content(Message msg, Py_buffer *view) except -1:
+    with cython.critical_section(msg):  # a memoryview counts its users without any lock of its own
+        PyBuffer_Release(view)
+    return 0
 
 
 cdef int _describe_message(message *m, Message msg, const Py_buffer *view) except -1:

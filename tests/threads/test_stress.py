@@ -1,5 +1,5 @@
 """Eight threads on one object, for each kind of object, until all is done: nothing is lost, doubled, or freed while it
-is in use. Run on Pythons with and without a GIL; ``make sanitize-python`` runs them with a race detector."""
+is in use. Run on Pythons with and without a GIL."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import itertools
 import os
 import pickle
 import random
+import sys
+import sysconfig
 import threading
 import time
 import uuid
@@ -142,9 +144,11 @@ def test_a_socket_is_closed_while_all_threads_use_it(scheme: str) -> None:
                     with contextlib.suppress(ms.Timeout):
                         client.send(bytes(random.choice([10, LARGE])), timeout=0.001)
 
-        def close(number: int, server: ms.Socket = server, client: ms.Socket = client, served: Any = served) -> None:
-            for _ in range(20):
-                assert served.acquire(timeout=DEADLINE)
+        # Not a semaphore's count for each: what one has closed serves the other no more.
+        both = threading.Barrier(2, action=lambda served=served: [served.acquire(timeout=DEADLINE) for _ in range(20)])
+
+        def close(number: int, server: ms.Socket = server, client: ms.Socket = client, both: Any = both) -> None:
+            both.wait(2 * DEADLINE)
             server.close()
             client.close()
 
@@ -252,7 +256,9 @@ def test_a_loan_is_sent_by_one_of_all_threads() -> None:
 
             def send(number: int, loan: shm.Loan = loan, sent: Any = sent, size: int = size) -> None:
                 if number == 0:
-                    assert loan.buffer is None or loan.buffer.nbytes == size
+                    buffer = loan.buffer
+                    with contextlib.suppress(ValueError):  # another thread has sent it just now
+                        assert buffer is None or buffer.nbytes == size
                 with contextlib.suppress(ms.BadMessage):
                     loan.send(timeout=DEADLINE)
                     next(sent)
@@ -269,6 +275,10 @@ def test_a_loan_is_sent_by_one_of_all_threads() -> None:
         assert client.stats()["arena_used"] == 0
 
 
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")) and sys.version_info < (3, 14),
+    reason="a memoryview of CPython 3.13t counts its users without a lock: one may not be shared by threads",
+)
 def test_views_of_a_content_are_made_and_dropped_by_all_threads() -> None:
     server, client = pair("inproc")
     with server, client:
