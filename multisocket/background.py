@@ -7,23 +7,27 @@ pass through it. Everything it calls must return soon.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
-import logging
 import os
-import selectors
-import socket
 import sys
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .descriptors import blank
+from .late import late, log
 
-log = logging.getLogger("multisocket")
+if TYPE_CHECKING:
+    import heapq
+    import selectors
+    import socket
+else:
+    heapq = late("heapq")
+    selectors = late("selectors")
+    socket = late("socket")
 
 # Seconds until the next look at the timers, at most: a selector takes no time that is too long, or endless.
 _LONGEST_WAIT = 3600.0

@@ -9,27 +9,29 @@ No lock of a connector is held while something of another one, or of the user, i
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import arena, names, transport
 from .address import Address, parse
 from .background import Timer, background, is_background_thread
 from .errors import BadAddress, BadMessage, Closed, ConnectionRefused, Error, NotSupported, Timeout
+from .late import late, log
 from .options import DIALER, LISTENER, Option, from_address, resolve
 from .shm import Arena, Endpoint, Segment, Wire
 from .transport.hello import HANDSHAKE_TIMEOUT, Hello, Link
-from .transport.network import LINGER, WireLink
 
-log = logging.getLogger("multisocket")
+if TYPE_CHECKING:
+    import random
+
+    from .transport import network
+    from .transport.network import WireLink
+else:
+    random = late("random")
+    network = late("multisocket.transport.network")
 
 # While it waits for what is to be sent, it looks so often, seconds.
 _LOOK_TIME = 0.005
@@ -44,7 +46,6 @@ _OUTBOX_MESSAGES = 65536
 _BURIAL_TIMES = (0.05, 0.5, 2.0)
 
 
-@dataclass(frozen=True)
 class Pipe:
     """A connection to one peer.
 
@@ -56,25 +57,71 @@ class Pipe:
     :param peer_address: of the other end, like ``192.0.2.7:51712``; empty where there is none.
     """
 
-    id: int
-    address: str
-    dialed: bool
-    peer_pid: int
-    peer_address: str
-    _hello: Hello = field(repr=False, compare=False)
-    _segment: Segment = field(repr=False, compare=False)
-    """Where messages to the peer wait: the peer's own, or an outbox of ours."""
-    _link: Link = field(repr=False, compare=False)
-    _dialer: Dialer | None = field(repr=False, compare=False)
+    # No dataclass, nor a Future below: importing these takes as long as all of this package.
+    __slots__ = ("__weakref__", "_dialer", "_hello", "_link", "_segment", "_shown")
+
+    def __init__(
+        self,
+        id: int,
+        address: str,
+        dialed: bool,
+        peer_pid: int,
+        peer_address: str,
+        hello: Hello,
+        segment: Segment,
+        link: Link,
+        dialer: Dialer | None,
+    ) -> None:
+        self._shown = (id, address, dialed, peer_pid, peer_address)
+        self._hello = hello
+        self._segment = segment
+        """Where messages to the peer wait: the peer's own, or an outbox of ours."""
+        self._link = link
+        self._dialer = dialer
+
+    @property
+    def id(self) -> int:
+        """Of the pipe in this Socket: how ``close_pipe`` and paths call it."""
+        return self._shown[0]
+
+    @property
+    def address(self) -> str:
+        """That was dialed or listened on, without options."""
+        return self._shown[1]
+
+    @property
+    def dialed(self) -> bool:
+        """Whether this side has dialed."""
+        return self._shown[2]
+
+    @property
+    def peer_pid(self) -> int:
+        """Process id of the peer's Socket's owner; 0 for one that is reached by a network."""
+        return self._shown[3]
+
+    @property
+    def peer_address(self) -> str:
+        """Of the other end, like ``192.0.2.7:51712``; empty where there is none."""
+        return self._shown[4]
+
+    def __eq__(self, other: object) -> bool:
+        return self._shown == other._shown if isinstance(other, Pipe) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._shown)
+
+    def __repr__(self) -> str:
+        id, address, dialed, peer_pid, peer_address = self._shown
+        return f"Pipe({id=}, {address=}, {dialed=}, {peer_pid=}, {peer_address=})"
 
 
-@dataclass
 class _Unreceived:
     """To-one messages that a peer had not received when it went away."""
 
-    segment: Segment
-    peer_pipe: int
-    at: int | None = None
+    def __init__(self, segment: Segment, peer_pipe: int) -> None:
+        self.segment = segment
+        self.peer_pipe = peer_pipe
+        self.at: int | None = None
 
 
 class Listener:
@@ -105,7 +152,8 @@ class Dialer:
         self._least: float = options["min_reconnect_time"]
         self._most: float = options["max_reconnect_time"]
         self._wait = self._least
-        self._first: Future[None] = Future()
+        self._first = threading.Event()  # the first attempt has ended
+        self._first_error: Exception | None = None
         self._timer: Timer | None = None
         self._closed = False
         # A first attempt that somebody waits for is not repeated: its error goes to them.
@@ -132,24 +180,25 @@ class Dialer:
         :raises ConnectionRefused, Timeout, …: it failed.
         """
         try:
-            self._first.result(HANDSHAKE_TIMEOUT + 1)
-        except BaseException as error:
+            if not self._first.wait(HANDSHAKE_TIMEOUT + 1):
+                raise Timeout(f"nobody answered at {self.address} within {HANDSHAKE_TIMEOUT} s")
+            if self._first_error is not None:
+                raise self._first_error
+        except BaseException:
             self.close()
-            if isinstance(error, FutureTimeout) and not self._first.done():
-                raise Timeout(f"nobody answered at {self.address} within {HANDSHAKE_TIMEOUT} s") from None
             raise
 
     def connected(self) -> None:
         """The transport has made the pipe."""
         self._wait = self._least
         self._persists = True
-        if not self._first.done():
-            self._first.set_result(None)
+        self._first.set()
 
     def failed(self, error: Exception) -> None:
         """The transport could not make a pipe."""
-        if not self._first.done():
-            self._first.set_exception(error)
+        if not self._first.is_set():
+            self._first_error = error
+            self._first.set()
         log.debug("could not dial %s: %s", self.address, error)
         self._dial_later()
 
@@ -286,7 +335,7 @@ class Connector:
         self._endpoint._release_orphans()
         for pipe in self.pipes:
             self._remove(pipe)
-            if not isinstance(pipe._link, WireLink):
+            if not isinstance(pipe._link, network.WireLink):
                 pipe._link.close()
         # Also those whose pipes ended before: they may still have something to write, and blocks of the arena.
         for link in list(self._links):
@@ -300,7 +349,7 @@ class Connector:
     def _is_drained(self) -> bool:
         """Nothing is left to send, or nobody is there who could take it."""
         if self._settle():
-            return all(pipe._link.wire.is_idle for pipe in self.pipes if isinstance(pipe._link, WireLink))
+            return all(pipe._link.wire.is_idle for pipe in self.pipes if isinstance(pipe._link, network.WireLink))
         if self._pipes:
             return False
         # What a peer that is gone had not received was delivered once: it is not waited for.
@@ -446,7 +495,7 @@ class Connector:
             pipe._segment.close()
         self._remove(pipe)
         # A raw peer that has only sent all it wants to say still gets its answer.
-        of.close(LINGER if is_raw else 0.0)
+        of.close(network.LINGER if is_raw else 0.0)
 
     def ended(self, pipe_id: int, *, died: bool) -> None:
         """The connection behind a pipe is gone. died: without a word of good-bye, so its process is gone too."""
@@ -483,7 +532,7 @@ class Connector:
             if self._pipes.pop(pipe.id, None) is None:
                 return
             self._endpoint._release_pipe(pipe.id)
-        if isinstance(pipe._link, WireLink):
+        if isinstance(pipe._link, network.WireLink):
             names.remove_segment(pipe._segment.name)
         if pipe._hello.receives and pipe._segment.closed and not self._closed:
             with self._lock:

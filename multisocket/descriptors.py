@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-T = TypeVar("T", bound=socket.socket)
+from .late import late
+
+if TYPE_CHECKING:
+    import socket
+
+    T = TypeVar("T", bound=socket.socket)
+else:
+    socket = late("socket")
+    T = TypeVar("T")
 
 # Held while a socket is made, and while the process forks: nothing in between blocks.
 _making = threading.Lock()

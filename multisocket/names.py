@@ -19,21 +19,25 @@ import atexit
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import re
-import secrets
-import socket
 import stat
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from . import reclaim, shm
+from .late import late
+
+if TYPE_CHECKING:
+    import json
+    import socket
+else:
+    json = late("json")
+    socket = late("socket")
 
 T = TypeVar("T")
 
@@ -110,7 +114,7 @@ def _guard_path(prefix: str) -> str:
 
 def _lock_new_guard() -> tuple[str, int]:
     while True:
-        prefix = f"ms-{secrets.token_hex(6)}"
+        prefix = f"ms-{os.urandom(6).hex()}"
         with contextlib.suppress(FileExistsError):
             guard = shm.create_memory(f"/{prefix}.guard")
             # A janitor may have found it before it was locked: then it is another file now, or none.
@@ -276,7 +280,8 @@ def _is_ending(pid: int) -> bool:
     """Whether a process, of which something was just there, is about to end, or has ended."""
     try:
         os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat", errors="replace") as told:
+            state = told.read().rpartition(")")[2].split()
     except (ProcessLookupError, FileNotFoundError):
         return True
     except OSError:

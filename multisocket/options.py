@@ -9,16 +9,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BadOption
 
 if TYPE_CHECKING:
     import ssl
+    from typing import TypedDict
+else:
+
+    class TypedDict(dict):
+        """What ``typing`` has would look at each of the names when this is imported, which takes long."""
+
+        def __init_subclass__(cls, *, total: bool = True) -> None:
+            return
 
 
-@dataclass(frozen=True)
 class Option:
     """One option.
 
@@ -27,9 +33,12 @@ class Option:
     :param parse: makes a value of an address's text.
     """
 
-    default: Any
-    check: Callable[[Any], Any]
-    parse: Callable[[str], Any]
+    __slots__ = ("check", "default", "parse")
+
+    def __init__(self, default: Any, check: Callable[[Any], Any], parse: Callable[[str], Any]) -> None:
+        self.default = default
+        self.check = check
+        self.parse = parse
 
 
 def flag(default: bool) -> Option:

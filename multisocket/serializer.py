@@ -10,15 +10,21 @@ finds out by itself how to read a content, and parts can be read where they lie.
 
 from __future__ import annotations
 
-import pickle
 import struct
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-import msgpack
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import BadMessage, BadOption
+from .late import late
 from .shm import copy
+
+if TYPE_CHECKING:
+    import pickle
+
+    import msgpack
+else:
+    msgpack = late("msgpack")
+    pickle = late("pickle")
 
 MARK = 0xC1
 _ALIGNMENT = 64

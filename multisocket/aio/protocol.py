@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .. import socket as blocking
 from ..connector import Dialer, Listener
@@ -14,11 +14,9 @@ from .socket import Socket
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from ..options import DialOptions, ListenOptions
-
-Self = TypeVar("Self", bound="Protocol")
 
 
 class Protocol:
@@ -47,7 +45,7 @@ class Protocol:
         """See :meth:`multisocket.Socket.close`."""
         await self.socket.close()
 
-    async def __aenter__(self: Self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

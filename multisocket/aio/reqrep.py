@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Union
 
 from .. import protocol as blocking
 from ..errors import BadOption, BrokenPath, Closed, Error, Timeout
+from ..late import log
 from ..message import Message
 from ..protocol.answers import content_of, joined
 from ..protocol.looks import end_of, looks
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..options import SocketOptions
-
-log = logging.getLogger("multisocket")
 
 
 class Req(Protocol):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from .. import protocol as blocking
 from ..errors import Error
+from ..late import log
 from ..message import CONTROL, Message
 from ..protocol.answers import HEAD_SIZE, joined
 from ..protocol.reqrep import NO_REPLY
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..options import SocketOptions
-
-
-log = logging.getLogger("multisocket")
 
 
 class Surveyor(Protocol):

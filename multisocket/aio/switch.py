@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
 from ..errors import BadOption, Closed, Error
+from ..late import log
 from ..message import Message
 from ..protocol.switch import NOT_PASSED, ways
 from .protocol import Protocol
 from .socket import Socket
-
-log = logging.getLogger("multisocket")
 
 Middleware = Callable[[Message[memoryview], Socket], Message[Any] | Awaitable[Message[Any] | None] | None]
 

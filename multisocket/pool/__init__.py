@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ..exports import publish
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .executor import Executor
-from .pipeline import Pipeline, Run
 from .pool import Pool
 from .results import AsyncResult, IMapIterator, MapResult
-from .stage import Stage, StageError, StageStats
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline, Run
+    from .stage import Stage, StageError, StageStats
 
 __all__ = [
     "AsyncResult",
@@ -28,4 +33,20 @@ __all__ = [
     "WorkerDied",
 ]
 
-publish(__name__, __all__, globals())
+# Whoever needs no pipelines need not wait for their import.
+_LATER = {"Pipeline": "pipeline", "Run": "pipeline", "Stage": "stage", "StageError": "stage", "StageStats": "stage"}
+
+publish(__name__, [name for name in __all__ if name not in _LATER], globals())
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for known, module in _LATER.items():
+        globals()[known] = getattr(import_module(f".{module}", __name__), known)
+    publish(__name__, _LATER, globals())
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import os
 import pickle
-import secrets
 import threading
 import time
 from collections import deque
@@ -57,7 +56,7 @@ class Borrowed:
         self._executor = executor
         self._stage = stage
         self._function = _portable(stage.function)
-        self._token = secrets.token_hex(8)
+        self._token = os.urandom(8).hex()
         self._numbers = itertools.count()
         self._pid = os.getpid()
         self._backlog: deque[Task] = deque()

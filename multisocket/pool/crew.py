@@ -15,9 +15,7 @@ its worker has not begun is recalled as soon as somebody is idle.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -30,6 +28,7 @@ from typing import Any
 from .. import names
 from ..background import background
 from ..errors import Closed, NotSupported, OutOfSharedMemory, Timeout
+from ..late import log
 from ..shm import Arena, Board, copy
 from ..socket import Socket
 from . import parcel
@@ -42,8 +41,6 @@ from .main_module import main_for_workers
 from .processes import AfterMain, imports_main_itself, is_importing_main
 from .tasks import Source, Task, by_value, described
 from .worker import work
-
-log = logging.getLogger("multisocket")
 
 BATCH_SECONDS = 0.001
 """How long a batch of tasks shall take: then giving out batches costs next to nothing, and none holds up others."""
@@ -146,7 +143,7 @@ class Crew:
         self._pid = os.getpid()
         self._work = Socket(send_stop_timeout=0.0)
         self._boss = Socket(send_stop_timeout=0.0)
-        address = f"inproc://crew-{secrets.token_hex(8)}"
+        address = f"inproc://crew-{os.urandom(8).hex()}"
         self._work.listen(address)
         self._boss.dial(address, reconnect=False)
         self._board = names.new_memory(lambda name: Board.create(name, processes))

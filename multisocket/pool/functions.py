@@ -8,17 +8,22 @@ where. Workers remember what they have loaded.
 
 from __future__ import annotations
 
-import hashlib
 import marshal
 import pickle
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..late import late
 from . import parcel
 from .stored import Stored, open_stored
+
+if TYPE_CHECKING:
+    import hashlib
+else:
+    hashlib = late("hashlib")
 
 _BY_NAME = b"n"
 _OF_MAIN = b"m"

@@ -15,12 +15,12 @@ killed, and its item is done anew: see :meth:`Lane.unblock`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, Protocol, Union
 
+from ..late import log
 from . import parcel
 from .errors import InitializerFailed, TaskTimeout, Terminated, WorkerDied
 from .forms import DONE, ENDED, IN_PARTS, OUTCOME, PART, STREAM, UNSENDABLE
@@ -28,8 +28,6 @@ from .functions import Function
 from .stage import RAISE, SKIP, AnyStage, StageError, StageStats
 from .tasks import Payload, Source, Task, as_failure, without_frames
 from .worker import PARTS_AHEAD
-
-log = logging.getLogger("multisocket")
 
 # Items that a lane holds: at least and at most so many for each worker.
 _LEAST = 8

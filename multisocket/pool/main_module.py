@@ -8,15 +8,20 @@ cloudpickle does.
 
 from __future__ import annotations
 
-import ast
 import functools
 import os
 import sys
 from multiprocessing import spawn
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..late import late
 from .processes import Main
+
+if TYPE_CHECKING:
+    import ast
+else:
+    ast = late("ast")
 
 # In the test of an `if`, these say that what follows is not for those who import the module.
 _GUARDS = ("__name__", "parent_process", "current_process")

@@ -15,12 +15,12 @@ import pickle
 import struct
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Union
+from typing import Any
 
 from ..serializer import read_parts, size_with_parts, write_parts
 from ..socket import Socket
 
-Packed = Union[bytes, "list[memoryview]"]
+Packed = bytes | list[memoryview]
 """A parcel that has not been sent: a short pickle; or a pickle and its buffers."""
 
 Content = bytes | memoryview

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .crew import Crew
 from .forms import MAP, STAR
@@ -27,7 +27,9 @@ from .results import (
 )
 from .tasks import packed_call
 
-Self = TypeVar("Self", bound="Pool")
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -223,7 +225,7 @@ class Pool:
             raise ValueError("Pool is still running")
         self._crew.join()
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         self._check_running()
         return self
 

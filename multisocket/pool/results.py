@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 import weakref
@@ -14,14 +13,13 @@ from types import GenericAlias
 from typing import Any, Generic, TypeVar
 
 from ..errors import Error
+from ..late import log
 from . import parcel
 from .crew import BATCH_SECONDS, Crew
 from .errors import Terminated
 from .forms import DONE, IN_PARTS, MAP, ONE, OUTCOME, UNSENDABLE
 from .functions import Function
 from .tasks import Payload, Source, Task, Valued, as_failure, without_frames
-
-log = logging.getLogger("multisocket")
 
 # Tasks of an imap for each worker, however large they are: so that none is idle.
 _LEAST_AHEAD = 4

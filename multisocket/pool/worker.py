@@ -9,12 +9,12 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
-from inspect import isgenerator
 from multiprocessing.pool import (  # type: ignore[attr-defined]
     ExceptionWithTraceback,  # pyright: ignore[reportAttributeAccessIssue]
     MaybeEncodingError,  # pyright: ignore[reportAttributeAccessIssue]
     RemoteTraceback,  # pyright: ignore[reportAttributeAccessIssue]
 )
+from types import GeneratorType
 from typing import Any
 
 from .. import shm
@@ -187,7 +187,7 @@ class Worker:
             return self._fail(error)
         try:
             result = _WAYS[kind](function, argument)
-            if kind == STREAM and isgenerator(result):
+            if kind == STREAM and isinstance(result, GeneratorType):
                 return self._stream(result)
         except BaseException as error:
             if isinstance(error, Closed) and self._socket.closed:

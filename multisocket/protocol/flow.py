@@ -20,7 +20,6 @@ Whoever has read half a window gives it back as credit, so a reader that is slow
 
 from __future__ import annotations
 
-import logging
 import secrets
 import struct
 from collections import deque
@@ -28,9 +27,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import BrokenPath, Error, Timeout
+from ..late import log
 from ..message import CONTROL, RAW, TO_DESTINATION, TO_ONE, Message
-
-log = logging.getLogger("multisocket")
 
 OPEN, ACCEPT, CREDIT, END, CLOSE, RESET, PROBE, ALIVE = range(1, 9)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import socket
 import struct
 import threading
@@ -13,10 +12,9 @@ from types import TracebackType
 
 from ..address import parse
 from ..errors import AddressInUse, BadAddress, Error
+from ..late import log
 from ..transport.tcp import show, split
 from .stream import ByteStream, Stream
-
-log = logging.getLogger("multisocket")
 
 _CHUNK = 1 << 16
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..connector import Dialer, Listener
 from ..errors import BadOption, Closed, NotSupported
@@ -13,11 +13,9 @@ from ..socket import Socket
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from ..options import DialOptions, ListenOptions, SocketOptions
-
-Self = TypeVar("Self", bound="Protocol")
 
 
 def require_unset(options: Mapping[str, Any], names: Iterable[str], kind: str) -> None:
@@ -55,7 +53,7 @@ class Protocol:
         """See :meth:`multisocket.Socket.close`."""
         self.socket.close()
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

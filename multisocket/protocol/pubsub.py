@@ -10,7 +10,6 @@ others behind it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from ..background import Timer, background
 from ..connector import Pipe
 from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, OutOfSharedMemory, Timeout
+from ..late import log
 from ..message import CONTROL, TO_ALL, Message
 from ..shm import UNSET, TopicReader, TopicWriter, Unset
 from .looks import end_of, looks
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from ..options import PubSubOptions
 
-log = logging.getLogger("multisocket")
 
 DROP_NEWEST: Final = "drop newest"
 """A slow subscriber does not get what it has no room for."""

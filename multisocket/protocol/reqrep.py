@@ -8,7 +8,6 @@ Any number of processes and threads may share a Rep: the idle one takes the next
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, Timeout
+from ..late import log
 from ..late_future import LateFuture
 from ..message import CONTROL, TO_DESTINATION, Message
 from ..shm import UNSET, Unset
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from ..options import SocketOptions
 
-log = logging.getLogger("multisocket")
 
 TIMEOUT = 16.0
 """Seconds that a request waits for its reply, when it does not say."""

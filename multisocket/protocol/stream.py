@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..background import Timer, background
 from ..connector import Dialer, Listener, Pipe
 from ..errors import BadOption, BrokenPath, Closed, ConnectionRefused, Error, NotSupported, Timeout
+from ..late import log
 from ..message import Message
 from ..options import resolve, seconds, whole
 from ..shm import UNSET
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from ..options import StreamOptions
 
-log = logging.getLogger("multisocket")
 
 CONNECT_TIMEOUT = 16.0
 """Seconds until a stream must be accepted, when nothing is said."""

@@ -5,13 +5,13 @@ Bodies are those of reqrep; a survey goes to all peers, and its number comes bac
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import Timeout
+from ..late import log
 from ..message import CONTROL, Message
 from .answers import HEAD_SIZE, Answers, Waiter, joined, wake
 from .protocol import LocalProtocol
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ..options import SocketOptions
 
-log = logging.getLogger("multisocket")
 
 DEADLINE = 1.0
 """Seconds that a survey takes, when it does not say."""

@@ -7,7 +7,6 @@ where it lies in shared memory.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import BadOption, BrokenPath, Closed, ContentTooLong, Error, MessageDropped, NotSupported, Timeout
+from ..late import log
 from ..message import Message
 from ..socket import Socket
 from .protocol import Protocol
-
-log = logging.getLogger("multisocket")
 
 # Seconds after which one way notices that the Socket at its other end was closed.
 _LOOK_TIME = 0.5

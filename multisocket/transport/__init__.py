@@ -59,11 +59,16 @@ def register(scheme: str, transport: Transport) -> None:
 
     Do it in every process that connects by it.
     """
+    from .network import Network
+
     _known[scheme] = Network(transport)
 
 
-# Those whose libraries take long to import: module and class.
+# Those that come with this package are imported when they are first needed: module and class.
 _LATER = {
+    "inproc": ("inproc", "Inproc"),
+    "ipc": ("ipc", "Ipc"),
+    "tcp": ("tcp", "Tcp"),
     "tls+tcp": ("tls", "Tls"),
     "ws": ("ws", "Ws"),
     "wss": ("ws", "Wss"),
@@ -77,19 +82,16 @@ def find(address: Address) -> Scheme:
     """
     if address.scheme not in _known and address.scheme in _LATER:
         module, name = _LATER[address.scheme]
-        register(address.scheme, getattr(import_module(f".{module}", __name__), name)())
+        made: Transport | Scheme = getattr(import_module(f".{module}", __name__), name)()
+        if isinstance(made, Transport):
+            register(address.scheme, made)
+        else:
+            _known[address.scheme] = made
     if address.scheme not in _known:
         there_are = ", ".join(sorted({*_known, *_LATER}))
         raise BadTransport(f"no transport for {address.scheme!r} in {address}; there are: {there_are}")
     return _known[address.scheme]
 
-
-from . import inproc, ipc, tcp  # noqa: E402
-from .network import Network  # noqa: E402
-
-_known["inproc"] = inproc.Inproc()
-_known["ipc"] = ipc.Ipc()
-register("tcp", tcp.Tcp())
 
 __all__ = ["Connection", "Listening", "Transport", "find", "register"]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds until a connection must be made, handshake included."""
 
 
-@dataclass(frozen=True)
 class Hello:
     """One end's words.
 
@@ -19,10 +17,13 @@ class Hello:
     :param pid: of the process.
     """
 
-    segment: str
-    pipe: int
-    receives: bool
-    pid: int
+    __slots__ = ("pid", "pipe", "receives", "segment")
+
+    def __init__(self, segment: str, pipe: int, receives: bool, pid: int) -> None:
+        self.segment = segment
+        self.pipe = pipe
+        self.receives = receives
+        self.pid = pid
 
 
 class Link(Protocol):

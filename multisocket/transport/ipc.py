@@ -15,19 +15,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import stat
 import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import msgpack
 
 from .. import names
 from ..address import Address
 from ..background import background
 from ..descriptors import own
 from ..errors import AddressInUse, BadAddress, BadMessage, ConnectionRefused, Error, Timeout
+from ..late import late
 from ..options import RAW, Option
 from .acceptor import Acceptor
 from .hello import HANDSHAKE_TIMEOUT, Hello
@@ -35,8 +33,15 @@ from .interface import Connection, Listening, Transport
 from .network import Network
 
 if TYPE_CHECKING:
+    import socket
+
+    import msgpack
+
     from ..connector import Connector, Dialer
     from . import Bound
+else:
+    msgpack = late("msgpack")
+    socket = late("socket")
 
 VERSION = 1
 BACKLOG = 4096

@@ -8,7 +8,6 @@ thread of their own.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ from .. import carrier
 from ..address import Address
 from ..background import Background, Timer, background, is_background_thread, mover
 from ..errors import Closed, Error, Timeout
+from ..late import log
 from ..options import WIRE, Option
 from ..shm import Wire
 from .acceptor import Acceptor
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..connector import Connector, Dialer
     from .hello import Hello
 
-log = logging.getLogger("multisocket")
 
 LINGER = 5.0
 """Seconds that a pipe which is closed may take to send what is left."""

@@ -10,17 +10,23 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
-import termios
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..address import Address
 from ..descriptors import own
 from ..errors import AddressInUse, BadAddress, ConnectionRefused, Error
+from ..late import late
 from ..options import Option, flag, seconds, whole
 from .interface import Connection, Listening, Transport
+
+if TYPE_CHECKING:
+    import socket
+    import termios
+else:
+    socket = late("socket")
+    termios = late("termios")
 
 BACKLOG = 4096
 
