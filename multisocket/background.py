@@ -68,6 +68,10 @@ class Background:
     """
 
     def __init__(self, name: str) -> None:
+        # Loaded before there is a thread: one that loads it, for the first thing that it logs, may do so just while another
+        # one forks. Then what logging does before a fork is left out, and what it does afterwards fails.
+        import logging  # noqa: F401
+
         self._name = name
         self._selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._wake, self._woken = _poke()
