@@ -80,7 +80,11 @@ class Pool:
         )
         self._is_terminated = False
         self._finalizer = weakref.finalize(self, self._crew.terminate)
-        self._crew.start()
+        try:
+            self._crew.start()
+        except BaseException:
+            self.terminate()
+            raise
 
     # --- one call ---
 

@@ -562,6 +562,10 @@ def test_map_reads_its_items_at_once() -> None:
         results = executor.map(abs, items, buffersize=3)
         assert next(items) == 3
         assert list(results) == [0, 1, 2, *range(4, 100)]
+        items = iter(range(100))
+        results = executor.map(abs, items, buffersize=3, chunksize=2)
+        assert next(items) == 6
+        assert list(results) == [0, 1, 2, 3, 4, 5, *range(7, 100)]
 
 
 class _DiesWhenRead:

@@ -64,18 +64,19 @@ def _started(processes: Processes, folder: Path, text: str, how: str) -> subproc
     (folder / "helper.py").write_text("def of_module(x):\n    return 3 * x\n")
     (folder / "program.py").write_text(text)
     arguments = {"script": ["program.py"], "-m": ["-m", "program"], "stdin": ["-"], "-c": ["-c", text]}
-    return processes.started(
-        subprocess.Popen(
-            [sys.executable, *arguments[how]],
-            cwd=folder,
-            stdin=open(folder / "program.py"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+    with open(folder / "program.py") as stdin:
+        return processes.started(
+            subprocess.Popen(
+                [sys.executable, *arguments[how]],
+                cwd=folder,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+            )
         )
-    )
 
 
 def _cases() -> list[tuple[str, str, str, str]]:

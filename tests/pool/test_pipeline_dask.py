@@ -208,6 +208,7 @@ def test_two_runs_share_a_cluster(executor: BaseExecutor) -> None:
         assert list(zip(one, other, strict=True)) == [(x * x, x * x) for x in range(100)]
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # distributed leaves sockets to the garbage collector
 def test_a_cluster_that_is_gone() -> None:
     with contextlib.ExitStack() as made:
         cluster = made.enter_context(

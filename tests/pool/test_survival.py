@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -250,8 +251,12 @@ def test_an_initializer_that_kills_its_worker_is_told(make_pool: Make, method: s
 
 
 def test_what_cannot_be_given_to_a_worker_is_told_at_once() -> None:
-    with pytest.raises(TypeError, match="cannot be pickled"):
+    with pytest.raises(TypeError, match="cannot be pickled") as caught:
         Pool(1, initializer=square, initargs=(Unpicklable(),), context=multiprocessing.get_context("spawn"))
+    (pool,) = [
+        frame.f_locals["self"] for frame, _ in walk_tb(caught.tb) if isinstance(frame.f_locals.get("self"), Pool)
+    ]
+    assert "state=TERMINATE" in repr(pool)  # though the error's traceback still has it
 
 
 def test_a_submit_that_cannot_start_workers_leaves_nothing(make_executor: Make) -> None:
