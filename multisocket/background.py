@@ -68,8 +68,8 @@ class Background:
     """
 
     def __init__(self, name: str) -> None:
-        # Loaded before there is a thread: one that loads it for the first thing that it logs may do so just while another
-        # one forks. Then what logging does before a fork is left out, and what it does afterwards fails.
+        # Loaded before there is a thread: one that loads it for the first thing that it logs may do so just while
+        # another one forks. Then what logging does before a fork is left out, and what it does afterwards fails.
         import logging  # noqa: F401
 
         self._name = name
