@@ -183,13 +183,14 @@ class Socket(Endpoint):
         return connector is not None and connector.knows(pipe_id)
 
     def _connecting(self, what: str) -> Connector:
+        connector = self._connector  # first: another thread may close the Socket meanwhile
         if self.closed:
             raise Closed("this Socket is closed: make a new one")
-        if self._connector is None or not self._is_owner:
+        if connector is None or not self._is_owner:
             raise NotSupported(
                 f"{what} works in the process that made the Socket; this one shares it, to send, receive and close"
             )
-        return self._connector
+        return connector
 
     # --- objects ---
 
