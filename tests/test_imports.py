@@ -27,9 +27,10 @@ LATE_FOR_POOLS = (
 BUILT_ON = "typing, contextlib, functools, threading, weakref, re, struct"
 POOLS_BUILT_ON = f"{BUILT_ON}, concurrent.futures.process, multiprocessing.pool, multiprocessing.popen_forkserver"
 
-# An editable install has loaded some already.
+# An editable install has loaded some already, or does so when it is looked for.
 CODE = """
-import sys
+import importlib.util, sys
+importlib.util.find_spec("multisocket")
 wanted = {wanted!r}
 for name in wanted:
     for loaded in list(sys.modules):

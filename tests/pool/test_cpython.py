@@ -188,7 +188,7 @@ class Replacing:
         background().call(lambda: None)  # its thread is not one that a test has left behind
         with contextlib.ExitStack() as stack:
             if sys.version_info < (3, 11):  # it waits for the very same threads, and ours are others after each fork
-                stack.enter_context(mock.patch("test.support.threading_helper.threading_cleanup", lambda *_: None))
+                stack.enter_context(mock.patch("test.support.threading_helper.threading_cleanup"))
             for where, name, value in cls.replaced:
                 stack.enter_context(mock.patch.object(where, name, value))
             cls.addClassCleanup(stack.pop_all().close)  # type: ignore[attr-defined]
