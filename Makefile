@@ -23,7 +23,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 C_SOURCES := $(wildcard shm/*.c shm/*.h tests/shm/*.c tests/shm/*.h)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format sanitize bench build wheel matrix fresh clean shm FORCE
+.PHONY: demo test soak lint format sanitize bench build wheel matrix fresh clean shm FORCE
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) shm
@@ -31,6 +31,10 @@ demo: $(INSTALLED) shm
 
 test: $(INSTALLED) $(TOOLS)-test shm
 	$(BIN)/python -m pytest -n $(CORES) $(ARGS)
+
+# The README's programs, many times: how each ends. Takes some minutes.
+soak: $(INSTALLED) shm
+	@$(BIN)/python tests/soak/exits.py $(RUNS)
 
 lint: $(INSTALLED) $(TOOLS)-lint
 	$(BIN)/python -m ruff check .
